@@ -1,0 +1,1 @@
+"""The data: from the open web to Parquet shards."""

@@ -1,0 +1,1 @@
+"""Contracts and I/O that every floor shares: records, storage, identity, manifests, config, Ray."""

@@ -1,0 +1,321 @@
+"""What a stage made, from what, and how many rows went where; written last, read first.
+
+An output lives in {root}/{stage}/{key}/. Its manifest's `content` is hashed and passes on to the
+next stage; its `run` (times, host) is not. No manifest means: resume from the finished shards.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.core import storage
+from pipeline.core.errors import UserError
+from pipeline.core.identity import canonical_json, sha256_text, stage_key
+from pipeline.core.progress import Progress
+from pipeline.core.remote import Runtime
+
+MANIFEST = "manifest.json"
+_PLANNING: contextvars.ContextVar[bool] = contextvars.ContextVar("planning", default=False)
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """One file of an output; `name` is relative to the output's folder."""
+
+    name: str
+    sha256: str
+    num_bytes: int
+    num_rows: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Rows through a stage: `rows_in` = `rows_out` + all of `dropped` + all of `quarantined`."""
+
+    rows_in: int
+    rows_out: int
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
+    quarantined: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
+
+    def __post_init__(self) -> None:
+        gone = sum(self.dropped.values()) + sum(self.quarantined.values())
+        assert self.rows_in == self.rows_out + gone, self
+
+    @staticmethod
+    def total(parts: Sequence["Counts"]) -> "Counts":
+        dropped: dict[str, int] = {}
+        quarantined: dict[str, int] = {}
+        for part in parts:
+            for into, source in ((dropped, part.dropped), (quarantined, part.quarantined)):
+                for reason, number in source.items():
+                    into[reason] = into.get(reason, 0) + number
+        return Counts(
+            sum(part.rows_in for part in parts),
+            sum(part.rows_out for part in parts),
+            dict(sorted(dropped.items())),
+            dict(sorted(quarantined.items())),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """`facts` holds what else a stage found (figures, ids): part of the content, so keep it
+    free of clocks and hosts."""
+
+    stage: str
+    version: int
+    key: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    files: tuple[FileEntry, ...]
+    counts: Counts
+    record: str | None
+    facts: dict[str, Any]
+    run: dict[str, Any]
+    url: str
+
+    @property
+    def content(self) -> dict[str, Any]:
+        left_out = {"run", "url"}
+        whole = dataclasses.asdict(self)
+        return {name: value for name, value in whole.items() if name not in left_out}
+
+    @property
+    def content_hash(self) -> str:
+        return sha256_text(canonical_json(self.content))
+
+    def file_url(self, name: str) -> str:
+        """Where a file lies: in the output's folder, or where `run.locations` says (ingest)."""
+        return self.run.get("locations", {}).get(name) or storage.join(self.url, name)
+
+
+def read_manifest(url: str) -> Manifest:
+    """The manifest of the output folder `url`. Raises UserError if absent or not to be trusted."""
+    path = storage.join(url, MANIFEST)
+    try:
+        data = json.loads(storage.read_bytes(path))
+        content = data["content"]
+        fields: dict[str, Any] = {
+            **content,
+            "files": tuple(FileEntry(**entry) for entry in content["files"]),
+            "counts": Counts(**content["counts"]),
+            "run": data["run"],
+            "url": url,
+        }
+        manifest = Manifest(**fields)
+    except FileNotFoundError:
+        raise UserError(f"no manifest at {path}; run the stage that makes it first") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}); delete it and rerun its stage") from error
+    if manifest.content_hash != data["content_hash"]:
+        raise UserError(f"{path} was changed after it was written; delete it and rerun its stage")
+    return manifest
+
+
+class WouldRun(Exception):  # noqa: N818 - it is no error: it answers "what is left to do?"
+    """The first stage that is not finished, met while planning."""
+
+    def __init__(self, stage: str, url: str) -> None:
+        super().__init__(f"{stage} is not done yet")
+        self.stage, self.url = stage, url
+
+
+@contextlib.contextmanager
+def planning() -> Generator[None]:
+    """Inside, stages are looked up and never run: the first unfinished one raises WouldRun.
+
+    A later key depends on an earlier result, so what comes after that one cannot be known.
+    """
+    token = _PLANNING.set(True)
+    try:
+        yield
+    finally:
+        _PLANNING.reset(token)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageOutput:
+    """The folder of one stage's output, finished or not."""
+
+    root: str
+    stage: str
+    version: int
+    config: dict[str, Any]
+    parents: dict[str, str]
+
+    @staticmethod
+    def of(
+        root: str,
+        stage: str,
+        version: int,
+        config: dict[str, Any],
+        parents: Mapping[str, Manifest | str],
+    ) -> "StageOutput":
+        """`config` without paths, workers and ports (`Section.identity()`); a parent is a manifest
+        or, for what has none (a model, a label snapshot), its id."""
+        hashes = {
+            name: parent if isinstance(parent, str) else parent.content_hash
+            for name, parent in sorted(parents.items())
+        }
+        return StageOutput(root, stage, version, config, hashes)
+
+    @property
+    def key(self) -> str:
+        return stage_key(self.stage, self.version, self.config, self.parents)
+
+    @property
+    def url(self) -> str:
+        return storage.join(self.root, self.stage, self.key)
+
+    def path(self, name: str) -> str:
+        return storage.join(self.url, name)
+
+    def finished(self) -> Manifest | None:
+        """The manifest, if this very output is already made: then there is nothing to do.
+
+        Raises WouldRun instead of None under `planning()`.
+        """
+        if storage.exists(storage.join(self.url, MANIFEST)):
+            return read_manifest(self.url)
+        if _PLANNING.get():
+            raise WouldRun(self.stage, self.url)
+        return None
+
+    def commit(
+        self,
+        files: Sequence[FileEntry],
+        counts: Counts,
+        *,
+        started: float,
+        record: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+        run: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Write the manifest: from here on the output exists. `started` is time.time() before."""
+        manifest = Manifest(
+            stage=self.stage,
+            version=self.version,
+            key=self.key,
+            config=self.config,
+            parents=self.parents,
+            files=tuple(sorted(files, key=lambda entry: entry.name)),
+            counts=counts,
+            record=record,
+            facts=dict(facts or {}),
+            run={
+                "started": started,
+                "seconds": round(time.time() - started, 3),
+                "host": platform.node(),
+                "commit": code_commit(),
+                **(run or {}),
+            },
+            url=self.url,
+        )
+        body = {
+            "content": manifest.content,
+            "content_hash": manifest.content_hash,
+            "run": manifest.run,
+        }
+        text = json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False)
+        storage.write_bytes(storage.join(self.url, MANIFEST), text.encode())
+        return read_manifest(self.url)
+
+    @contextlib.contextmanager
+    def lock(self) -> Generator[None]:
+        """One writer at a time in a local folder; the lock dies with its process."""
+        if not storage.is_local(self.url):
+            yield
+            return
+        path = storage.local_path(self.url) / ".lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another run is writing {self.url}; wait for it, or end it, then rerun"
+                ) from None
+            yield
+
+
+def describe_file(url: str, name: str, num_rows: int = 0) -> FileEntry:
+    """Digest a finished file."""
+    digest = hashlib.sha256()
+    num_bytes = 0
+    with storage.open_read(url) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            num_bytes += len(block)
+    return FileEntry(name, digest.hexdigest(), num_bytes, num_rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardResult:
+    """What one shard's task made; `facts` is small JSON for the stage to add up."""
+
+    files: tuple[FileEntry, ...]
+    counts: Counts
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+
+def map_shards(
+    runtime: Runtime,
+    output: StageOutput,
+    phase: str,
+    function: Callable[[T], ShardResult],
+    tasks: Mapping[str, T],
+) -> list[ShardResult]:
+    """Run `function` on each named task and give the results in the order of `tasks`.
+
+    A finished task leaves a receipt, `{phase}-{name}.done.json`, and is not run again. Tasks are
+    pure functions of their input, so neither the order nor the number of workers shows.
+    """
+    done: dict[str, ShardResult] = {}
+    for name in tasks:
+        receipt = output.path(f"{phase}-{name}.done.json")
+        if storage.exists(receipt):
+            done[name] = _read_receipt(receipt)
+    pending = [name for name in tasks if name not in done]
+    with Progress(f"{output.stage} {phase}", total=len(tasks), unit="shards") as progress:
+        progress.advance(len(done))
+        for index, result in runtime.map(function, [tasks[name] for name in pending]):
+            name = pending[index]
+            receipt = output.path(f"{phase}-{name}.done.json")
+            storage.write_bytes(receipt, canonical_json(dataclasses.asdict(result)).encode())
+            done[name] = result
+            progress.advance(1)
+    return [done[name] for name in tasks]
+
+
+def _read_receipt(url: str) -> ShardResult:
+    data = json.loads(storage.read_bytes(url))
+    files = tuple(FileEntry(**entry) for entry in data["files"])
+    return ShardResult(files, Counts(**data["counts"]), data["facts"])
+
+
+def code_commit() -> str:
+    """The commit of the code that runs, or 'unknown' outside a checkout."""
+    if "FLYWHEEL_COMMIT" in os.environ:
+        return os.environ["FLYWHEEL_COMMIT"]
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,62 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.core import storage
+
+
+@pytest.mark.parametrize("root", ["{tmp}", "file://{tmp}", "memory://{tmp}"])
+def test_written_bytes_are_read_back_and_create_refuses_to_replace(
+    root: str, tmp_path: Path
+) -> None:
+    url = storage.join(root.format(tmp=tmp_path), "deep", "er", "file.bin")
+    assert not storage.exists(url)
+    storage.write_bytes(url, b"one", mode="create")
+    storage.write_bytes(url, b"two")
+    assert storage.read_bytes(url) == b"two"
+    assert (storage.exists(url), storage.size(url)) == (True, 3)
+    if not url.startswith("memory"):  # fsspec's memory file system knows no exclusive write
+        with pytest.raises(FileExistsError):
+            storage.write_bytes(url, b"three", mode="create")
+        assert storage.read_bytes(url) == b"two"
+    storage.remove(url)
+    assert not storage.exists(url)
+    storage.remove(url)
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    url = str(tmp_path / "f")
+    storage.write_bytes(url, b"old")
+    with pytest.raises(RuntimeError), storage.atomic_file(url) as path:
+        path.write_bytes(b"half of the n")
+        raise RuntimeError
+    assert storage.read_bytes(url) == b"old"
+    assert os.listdir(tmp_path) == ["f"]  # noqa: PTH208
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
+    url = str(tmp_path / "f")
+    storage.write_bytes(url, b"old")
+    code = (
+        "import os, signal, sys; from pipeline.core import storage\n"
+        "with storage.atomic_file(sys.argv[1]) as path:\n"
+        "    path.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, url], check=False).returncode == -9
+    assert storage.read_bytes(url) == b"old"
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    url = str(tmp_path / "f")
+    with pytest.raises(OSError, match="no space left") as caught, storage.atomic_file(url) as path:
+        path.write_bytes(b"half")
+        with open("/dev/full", "wb") as full:  # noqa: PTH123
+            full.write(b"x")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, url)
+    assert os.listdir(tmp_path) == []  # noqa: PTH208

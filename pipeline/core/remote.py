@@ -45,16 +45,15 @@ class Runtime(Protocol):
 @contextlib.contextmanager
 def open_runtime(config: RunConfig) -> Generator[Runtime]:
     """The runtime that [run] asks for, closed behind you."""
-    if config.backend == "ray":
-        runtime = RayRuntime(config.workers)
-        try:
-            yield runtime
-        finally:
-            runtime.close()
-    elif config.workers == 1:
+    if config.backend == "local" and config.workers == 1:
         yield InlineRuntime()
-    else:
-        yield PoolRuntime(config.workers)
+        return
+    kind = RayRuntime if config.backend == "ray" else PoolRuntime
+    runtime = kind(config.workers)
+    try:
+        yield runtime
+    finally:
+        runtime.close()
 
 
 class InlineRuntime:
@@ -77,6 +76,12 @@ class PoolRuntime:
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
         waiting = list(range(len(items)))
@@ -88,6 +93,7 @@ class PoolRuntime:
                     yield index, result
                 return
             except BrokenProcessPool:
+                self.close()
                 waiting = [index for index in waiting if index not in finished]
         raise RuntimeError(
             f"workers died {self.max_pool_restarts + 1} times; {len(waiting)} tasks are not done"
@@ -96,24 +102,25 @@ class PoolRuntime:
     def _map_once(
         self, function: Callable[[T], R], items: Sequence[T], order: Sequence[int]
     ) -> Iterator[tuple[int, R]]:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.num_workers, mp_context=context) as pool:
-            running: dict[Future[R], int] = {}
-            upcoming = iter(order)
-            try:
-                while True:
-                    while len(running) < self.num_workers * _IN_FLIGHT_PER_WORKER:
-                        index = next(upcoming, None)
-                        if index is None:
-                            break
-                        running[pool.submit(function, items[index])] = index
-                    if not running:
-                        return
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        yield running.pop(future), future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.num_workers, mp_context=context)
+        running: dict[Future[R], int] = {}
+        upcoming = iter(order)
+        try:
+            while True:
+                while len(running) < self.num_workers * _IN_FLIGHT_PER_WORKER:
+                    index = next(upcoming, None)
+                    if index is None:
+                        break
+                    running[self._pool.submit(function, items[index])] = index
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        finally:
+            for future in running:
+                future.cancel()
 
     def service(self, factory: Callable[..., Any], *args: Any) -> ServiceHandle:
         return _LocalService(factory(*args))

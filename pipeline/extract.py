@@ -1,0 +1,132 @@
+"""WARC files to documents: one Parquet file per WARC file, one row per response, in WARC order.
+
+What is dropped keeps its row, with its reason and no text. Records of the WARC file that cannot
+be read are counted by reason. `flywheel corpus` runs this after crawl or ingest.
+"""
+
+import dataclasses
+import importlib.metadata
+import time
+from collections import Counter
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.core.config import RunConfig, Section
+from pipeline.core.identity import doc_id
+from pipeline.core.manifest import (
+    Counts,
+    Manifest,
+    ShardResult,
+    StageOutput,
+    describe_file,
+    map_shards,
+)
+from pipeline.core.records import Document, to_table, write_table
+from pipeline.core.remote import Runtime
+from pipeline.extract_child import Answer, ExtractorChild, Limits
+from pipeline.warc import WarcDamage, WarcResponse, iter_responses
+
+VERSION = 1
+_HTML = ("text/html", "application/xhtml+xml")
+
+
+class ExtractConfig(Section):
+    focus: Literal["balanced", "precision", "recall"] = Field(
+        "balanced", description="trafilatura's leaning, where it has to choose"
+    )
+    max_bytes: int = Field(20_000_000, ge=1, description="a larger page is dropped unread")
+    timeout_s: float = Field(20.0, gt=0, description="processor seconds for one page")
+    memory_mb: int = Field(2048, ge=512, description="address space of the extraction process")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractTask:
+    source_url: str
+    source_name: str
+    output_url: str
+    output_name: str
+    config: ExtractConfig
+
+
+def run_extract(
+    config: ExtractConfig, source: Manifest, run: RunConfig, runtime: Runtime
+) -> Manifest:
+    """Documents of all WARC files of `source` (of crawl or ingest): `docs-NNNNN.parquet` each."""
+    output = StageOutput.of(run.root, "extract", VERSION, config.identity(), {"source": source})
+    if done := output.finished():
+        return done
+    started = time.time()
+    tasks: dict[str, ExtractTask] = {}
+    for index, entry in enumerate(source.files):
+        name = f"docs-{index:05d}.parquet"
+        url = source.file_url(entry.name)
+        tasks[name] = ExtractTask(url, entry.name, output.path(name), name, config)
+    with output.lock():
+        results = map_shards(runtime, output, "extract", extract_file, tasks)
+        return output.commit(
+            [entry for result in results for entry in result.files],
+            Counts.total([result.counts for result in results]),
+            started=started,
+            record=Document.NAME,
+        )
+
+
+def extract_file(task: ExtractTask) -> ShardResult:
+    """One WARC file. Memory grows with its text: a WARC of a gigabyte holds some 200 MB."""
+    config = task.config
+    documents: list[Document] = []
+    quarantined: Counter[str] = Counter()
+    limits = Limits(config.timeout_s, config.memory_mb, config.focus)
+    with ExtractorChild(limits) as child:
+        for item in iter_responses(task.source_url):
+            if isinstance(item, WarcDamage):
+                quarantined[item.reason] += 1
+                continue
+            documents.append(_document(item, task, child))
+    write_table(to_table(documents, Document), task.output_url)
+    dropped = Counter(document.drop_reason for document in documents if document.drop_reason)
+    kept = len(documents) - dropped.total()
+    return ShardResult(
+        (describe_file(task.output_url, task.output_name, len(documents)),),
+        Counts(len(documents) + quarantined.total(), kept, dict(dropped), dict(quarantined)),
+    )
+
+
+def _document(response: WarcResponse, task: ExtractTask, child: ExtractorChild) -> Document:
+    unread = _drop_unread(response, task.config)
+    if unread:
+        answer, extractor, version = Answer("", "", unread), "none", ""
+    else:
+        answer = child.extract(response.payload, response.charset)
+        extractor, version = "trafilatura", importlib.metadata.version("trafilatura")
+    reason = answer.failure or (None if answer.text.strip() else "empty-text")
+    return Document(
+        doc_id=doc_id(response.url, response.payload_sha256),
+        url=response.url,
+        fetched_at=response.fetched_at,
+        warc_file=task.source_name,
+        warc_offset=response.offset,
+        payload_sha256=response.payload_sha256,
+        http_status=response.http_status,
+        content_type=response.content_type,
+        extractor=extractor,
+        extractor_version=version,
+        title=answer.title,
+        text="" if reason else answer.text,
+        drop_reason=reason,
+    )
+
+
+def _drop_unread(response: WarcResponse, config: ExtractConfig) -> str | None:
+    """Why a response is not worth extracting: the cheap checks, first."""
+    if response.http_status != 200:
+        return f"status-{response.http_status}"
+    unlabelled = response.content_type == "" and b"<html" in response.payload[:1024].lower()
+    if response.content_type not in _HTML and not unlabelled:
+        return "content-type"
+    if not response.payload:
+        return "empty-text"
+    if len(response.payload) > config.max_bytes:
+        return "too-large"
+    return None

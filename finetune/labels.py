@@ -1,0 +1,100 @@
+"""The label snapshot as training data: what people wrote and ranked, split by prompt."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from finetune.chat import encode_answer, encode_chat, encode_prompt
+from finetune.packing import Segment
+from pipeline.core.errors import UserError
+from pipeline.core.identity import is_heldout
+from pipeline.core.manifest import Manifest
+from pipeline.core.records import Comparison, Conversation, Message, read_records
+
+HELDOUT_FRACTION = 0.2  # of prompts; evaluation holds the same ones out
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedPrompt:
+    """One prompt, its K answers, and each labeler's ranks in the order of the answers."""
+
+    prompt_id: str
+    prompt: tuple[Message, ...]
+    answers: tuple[str, ...]
+    rankings: tuple[tuple[int, ...], ...]
+
+    def majority_pairs(self) -> list[tuple[int, int]]:
+        """(better, worse) indices where more labelers say so than say the opposite."""
+        size = range(len(self.answers))
+        return [
+            (a, b)
+            for a in size
+            for b in size
+            if sum((ranks[a] < ranks[b]) - (ranks[a] > ranks[b]) for ranks in self.rankings) > 0
+        ]
+
+
+def conversations(labels: Manifest, *, heldout: bool) -> list[Conversation]:
+    """The demonstrations of one side of the split, by id. Raises UserError if there are none."""
+    found = read_records(labels.file_url("conversations.parquet"), Conversation)
+    chosen = [c for c in found if is_heldout(c.prompt_id, HELDOUT_FRACTION) == heldout]
+    if not chosen:
+        raise UserError(
+            f"no {'held-out' if heldout else 'training'} demonstrations among {len(found)} in"
+            f" {labels.url}; write or import more answers"
+        )
+    return chosen
+
+
+def ranked_prompts(labels: Manifest, *, heldout: bool) -> list[RankedPrompt]:
+    """The comparisons of one side of the split, one entry a prompt and answer set, in order of
+    prompt. Raises UserError if there are none."""
+    found = read_records(labels.file_url("comparisons.parquet"), Comparison)
+    groups: dict[tuple[str, tuple[str, ...]], list[Comparison]] = {}
+    for comparison in found:
+        if comparison.not_rankable:
+            continue
+        ids = tuple(sorted(r.response_id for r in comparison.responses))
+        groups.setdefault((comparison.prompt_id, ids), []).append(comparison)
+    ranked = [
+        _ranked(groups[key])
+        for key in sorted(groups)
+        if is_heldout(key[0], HELDOUT_FRACTION) == heldout
+    ]
+    if not ranked:
+        raise UserError(
+            f"no {'held-out' if heldout else 'training'} rankings among {len(found)} in"
+            f" {labels.url}; rank or import more answers"
+        )
+    return ranked
+
+
+def chat_segment(tokenizer: Tokenizer, messages: Sequence[Message]) -> Segment:
+    """A conversation with the assistant's turns supervised. Raises UserError if there are none
+    (an all-zero mask would train on nothing, transformers#34172)."""
+    chat = encode_chat(tokenizer, messages)
+    if not any(chat.supervised):
+        raise UserError("a demonstration has no assistant's turn; delete it or answer it")
+    return Segment(chat.ids, chat.supervised)
+
+
+def answer_segment(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> Segment:
+    """A prompt and one answer to it, the answer and its end supervised."""
+    before = encode_prompt(tokenizer, prompt)
+    after = encode_answer(tokenizer, answer)
+    return Segment((*before, *after), (*(False for _ in before), *(True for _ in after)))
+
+
+def _ranked(group: Sequence[Comparison]) -> RankedPrompt:
+    answers = sorted(group[0].responses, key=lambda response: response.response_id)
+    rankings = [
+        tuple(r.rank for r in sorted(c.responses, key=lambda response: response.response_id))
+        for c in sorted(group, key=lambda comparison: comparison.comparison_id)
+    ]
+    return RankedPrompt(
+        group[0].prompt_id,
+        group[0].prompt,
+        tuple(response.text for response in answers),
+        tuple(rankings),
+    )

@@ -1,0 +1,172 @@
+"""Llama-shaped models through transformers' classes, and what they need at each position."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import Field
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
+from transformers.utils import logging as transformers_logging
+
+from finetune.losses import token_log_probs
+from finetune.packing import IGNORE, TokenBatch
+from finetune.tokenizer import BOS, PAD, TURN_END, token_id
+from pipeline.core.config import Section
+from pipeline.core.errors import UserError
+
+# Dense bf16 peak of a device in FLOP/s, by a part of its name (vendors' data sheets).
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
+
+
+class ModelConfig(Section):
+    """[model]: the shape of the base model."""
+
+    hidden_size: int = Field(256, ge=16)
+    num_layers: int = Field(4, ge=1)
+    num_heads: int = Field(8, ge=1)
+    intermediate_size: int = Field(704, ge=16)
+    max_length: int = Field(512, ge=32, description="positions the model can tell apart")
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """How the forward pass computes: `autocast_dtype` None is fp32 throughout."""
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type,
+            dtype=self.autocast_dtype or torch.bfloat16,
+            enabled=self.autocast_dtype is not None,
+        )
+
+
+def best_precision(device: torch.device | None = None) -> Precision:
+    """bf16 where the hardware multiplies in bf16, else fp32: emulated bf16 is 100 times slower."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        cpu = cast(Any, torch.cpu)
+        native = any(
+            getattr(cpu, name)()
+            for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+            if hasattr(cpu, name)
+        )
+    return Precision(device, torch.bfloat16 if native else None)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's dense bf16 peak, or None where it is not known (a CPU)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
+
+
+def training_flops_per_token(model: nn.Module, row_length: int) -> float:
+    """6 per parameter that multiplies, and 12 * layers * width * length for attention
+    (Chowdhery et al. 2022, appendix B)."""
+    config = cast(Any, model).config
+    embedding = config.vocab_size * config.hidden_size
+    parameters = num_parameters(model) - (0 if config.tie_word_embeddings else embedding)
+    return 6 * parameters + 12 * config.num_hidden_layers * config.hidden_size * row_length
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def new_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
+    """A model with random weights that the seed decides."""
+    if config.hidden_size % config.num_heads:
+        raise UserError(
+            f"model.hidden_size = {config.hidden_size} is not a multiple of"
+            f" model.num_heads = {config.num_heads}"
+        )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_heads,
+            max_position_embeddings=config.max_length,
+            tie_word_embeddings=True,
+            bos_token_id=token_id(tokenizer, BOS),
+            eos_token_id=token_id(tokenizer, TURN_END),
+            pad_token_id=token_id(tokenizer, PAD),
+            attention_dropout=0.0,
+        )
+    )
+
+
+def load_language_model(folder: str | Path) -> LlamaForCausalLM:
+    quiet()
+    return LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+
+
+def load_reward_model(folder: str | Path) -> LlamaForSequenceClassification:
+    quiet()
+    return LlamaForSequenceClassification.from_pretrained(str(folder), dtype=torch.float32)
+
+
+def reward_model_from(folder: str | Path) -> LlamaForSequenceClassification:
+    """A language model's body under a fresh score head that starts at zero: every answer ties."""
+    base = load_language_model(folder)
+    config = base.config
+    config.num_labels = 1
+    config.tie_word_embeddings = False
+    model = LlamaForSequenceClassification(config)
+    model.model.load_state_dict(base.model.state_dict())
+    nn.init.zeros_(model.score.weight)
+    return model
+
+
+def quiet() -> None:
+    """No bar for loading or saving one small file."""
+    transformers_logging.disable_progress_bar()
+
+
+def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """[B, T, D] before the head. No mask and no cache are passed: see finetune/packing.py."""
+    body = cast(Any, model).model
+    return body(
+        input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False
+    ).last_hidden_state
+
+
+def supervised_logits(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """(logits [N, V], targets [N]) at the N supervised positions alone: the projection to the
+    vocabulary is the largest multiplication of a small model."""
+    wanted = batch.labels_BT != IGNORE
+    logits = cast(Any, model).lm_head(hidden_states(model, batch)[wanted])
+    return logits, batch.labels_BT[wanted]
+
+
+def label_log_probs(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """ln p(label) at each position, 0 where there is none. [B, T]"""
+    wanted = batch.labels_BT != IGNORE
+    logits, targets = supervised_logits(model, batch)
+    values = token_log_probs(logits[None], targets[None])[0]
+    result = torch.zeros(batch.labels_BT.shape, dtype=values.dtype, device=values.device)
+    return result.masked_scatter(wanted, values)
+
+
+def end_scores(model: nn.Module, batch: TokenBatch, lengths_B: Tensor) -> Tensor:
+    """The reward model's score at each row's last real token, found by length, never by token id
+    (transformers#35352). [B]"""
+    hidden = hidden_states(model, batch)
+    last = hidden[torch.arange(len(lengths_B), device=hidden.device), lengths_B - 1]
+    return cast(Any, model).score(last).squeeze(-1)

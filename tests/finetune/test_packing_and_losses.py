@@ -1,0 +1,194 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.losses import (
+    bits_per_byte,
+    dpo_sum,
+    group_advantages,
+    grpo_sum,
+    k_wise_ranking_sum,
+    kl_estimate,
+)
+from finetune.model import end_scores, label_log_probs, reward_model_from
+from finetune.packing import IGNORE, Segment, pack_best_fit, pack_stream, pad_right
+from finetune.pretrain import shuffled_epochs
+
+PAD_ID = 2
+
+
+def _segment(ids: list[int]) -> Segment:
+    return Segment(tuple(ids), (True,) * len(ids))
+
+
+@given(st.lists(st.lists(st.integers(3, 99), min_size=1, max_size=30), min_size=1, max_size=20))
+def test_packing_a_stream_loses_no_token(documents: list[list[int]]) -> None:
+    batch = pack_stream(documents, 8, PAD_ID)
+    kept = [int(token) for token in batch.ids_BT.flatten() if token != PAD_ID]
+    assert kept == [token for document in documents for token in document]
+
+
+@given(st.lists(st.lists(st.integers(3, 99), min_size=1, max_size=12), min_size=1, max_size=20))
+def test_best_fit_keeps_segments_whole_and_counts_the_oversize(segments: list[list[int]]) -> None:
+    batch, oversize = pack_best_fit([_segment(ids) for ids in segments], 8, PAD_ID)
+    found = []
+    for row, positions in zip(batch.ids_BT.tolist(), batch.positions_BT.tolist(), strict=True):
+        starts = [i for i, position in enumerate(positions) if position == 0] + [8]
+        found += [row[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    real = [ids for ids in found if PAD_ID not in ids]
+    assert sorted(real) == sorted(ids for ids in segments if len(ids) <= 8)
+    assert oversize == sum(len(ids) > 8 for ids in segments)
+
+
+def test_packed_log_probs_equal_those_of_each_segment_alone(model) -> None:
+    segments = [
+        _segment(np.random.default_rng(n).integers(64, 300, 10 + n).tolist()) for n in range(5)
+    ]
+    packed, _ = pack_best_fit(segments, 40, PAD_ID)
+    together = label_log_probs(model, packed)[packed.labels_BT != IGNORE]
+    alone = torch.cat(
+        [
+            label_log_probs(model, pad_right([s], PAD_ID))[0, :-1]
+            for s in _in_packed_order(packed, segments)
+        ]
+    )
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_a_segment_is_blind_to_its_neighbour(model) -> None:
+    first, second = [70, 71, 72, 73], [80, 81, 82, 83, 84]
+    changed = [90, 91, 92, 93]
+    scores = [
+        label_log_probs(model, pack_stream([neighbour, second], 16, PAD_ID))[0, 4:8]
+        for neighbour in (first, changed)
+    ]
+    torch.testing.assert_close(scores[0], scores[1], atol=1e-6, rtol=0)
+
+
+def test_right_padding_changes_no_score(model) -> None:
+    short, long = _segment([70, 71, 72]), _segment(list(range(70, 90)))
+    alone = label_log_probs(model, pad_right([short], PAD_ID))[0]
+    padded = label_log_probs(model, pad_right([short, long], PAD_ID))[0]
+    torch.testing.assert_close(padded[:3], alone, atol=1e-5, rtol=0)
+    assert (padded[3:] == 0).all()
+
+
+def test_each_epoch_has_every_item_once_wherever_the_steps_cut_it() -> None:
+    whole = np.concatenate([shuffled_epochs(7, start, 5, seed=3) for start in range(0, 35, 5)])
+    for epoch in range(5):
+        assert sorted(whole[epoch * 7 : epoch * 7 + 7]) == list(range(7))
+    assert list(whole[:7]) != list(whole[7:14])
+
+
+def test_bits_per_byte_of_a_fair_coin_per_byte_is_one() -> None:
+    assert bits_per_byte(10 * math.log(2), 10) == pytest.approx(1.0)
+
+
+def test_k_wise_at_two_answers_is_the_pairwise_loss() -> None:
+    scores = torch.tensor([0.3, -0.4])
+    loss, pairs = k_wise_ranking_sum(scores, torch.tensor([1, 2]))
+    assert pairs == 1
+    assert float(loss) == pytest.approx(-math.log(1 / (1 + math.exp(-0.7))), rel=1e-6)
+
+
+def test_k_wise_equals_brute_force_and_a_tie_gives_no_pair() -> None:
+    scores, ranks = torch.tensor([0.1, 0.9, -0.3, 0.2]), torch.tensor([1, 2, 2, 4])
+    expected = [
+        -math.log(1 / (1 + math.exp(-float(scores[a] - scores[b]))))
+        for a in range(4)
+        for b in range(4)
+        if ranks[a] < ranks[b]
+    ]
+    loss, pairs = k_wise_ranking_sum(scores, ranks)
+    assert pairs == len(expected) == 5
+    assert float(loss) == pytest.approx(sum(expected) / 5, rel=1e-5)
+    nothing, none = k_wise_ranking_sum(scores, torch.ones(4))
+    assert (float(nothing), none) == (0.0, 0)
+
+
+def test_k_wise_recovers_known_bradley_terry_scores() -> None:
+    truth = torch.tensor([1.0, 0.3, -0.2, -1.1])
+    generator = torch.Generator().manual_seed(0)
+    noise = -torch.log(
+        -torch.log(torch.rand(4000, 4, generator=generator))
+    )  # Gumbel: Plackett-Luce
+    ranks = (-(truth + noise)).argsort(dim=1).argsort(dim=1)
+    wins = (ranks[:, :, None] < ranks[:, None, :]).float().sum(dim=0)
+    scores = torch.zeros(4, requires_grad=True)
+    optimizer = torch.optim.LBFGS([scores], max_iter=50)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = sum(
+            wins[a, b] * k_wise_ranking_sum(scores[[a, b]], torch.tensor([1, 2]))[0]
+            for a in range(4)
+            for b in range(4)
+        )
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    torch.testing.assert_close(scores.detach() - scores.detach().mean(), truth, atol=0.06, rtol=0)
+
+
+def test_dpo_starts_at_ln_2_with_no_margin() -> None:
+    values = torch.tensor([-3.0, -9.0])
+    loss, margins = dpo_sum(values, values - 1, values, values - 1, beta=0.1)
+    assert float(loss / 2) == pytest.approx(math.log(2))
+    assert margins.tolist() == [0, 0]
+
+
+def test_grpo_with_one_update_is_the_plain_policy_gradient_and_kl_starts_at_zero() -> None:
+    log_probs = torch.tensor([[-1.0, -2.0, 0.0]], requires_grad=True)
+    fixed = log_probs.detach()
+    mask = torch.tensor([[1.0, 1.0, 0.0]])
+    loss = grpo_sum(log_probs, fixed, fixed, torch.tensor([0.7]), mask, 0.2, 0.1)
+    loss.backward()
+    assert float(kl_estimate(fixed, fixed).abs().sum()) == 0
+    torch.testing.assert_close(log_probs.grad, torch.tensor([[-0.7, -0.7, 0.0]]))
+
+
+def test_kl_estimate_is_unbiased_on_the_policys_own_samples() -> None:
+    policy, reference = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.3, 0.3, 0.4]).log()
+    expected = float((policy.exp() * (policy - reference)).sum())
+    estimate = float((policy.exp() * kl_estimate(policy, reference)).sum())
+    assert estimate == pytest.approx(expected, rel=1e-6)
+
+
+def test_advantages_are_rewards_less_their_groups_mean() -> None:
+    rewards = torch.tensor([[1.0, 3.0], [5.0, 5.0]])
+    assert group_advantages(rewards).tolist() == [[-1, 1], [0, 0]]
+
+
+@torch.no_grad()
+def test_the_reward_is_read_at_the_last_real_token_as_transformers_reads_it(run, base_id) -> None:
+    from finetune.registry import Registry
+
+    model = reward_model_from(Registry(run.root).folder(base_id)).eval()
+    torch.nn.init.normal_(model.score.weight)
+    model.config.pad_token_id = PAD_ID
+    batch = pad_right([_segment([70, 71, 72]), _segment(list(range(70, 80)))], PAD_ID)
+    ours = end_scores(model, batch, torch.tensor([3, 10]))
+    theirs = model(input_ids=batch.ids_BT, use_cache=False).logits[:, 0]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert ours[0] != ours[1]
+    for row, length in ((0, 3), (1, 10)):  # and is the same with the padding on the other side
+        alone = end_scores(
+            model,
+            pad_right([_segment(batch.ids_BT[row, :length].tolist())], PAD_ID),
+            torch.tensor([length]),
+        )
+        torch.testing.assert_close(alone[0], ours[row], atol=1e-5, rtol=0)
+
+
+def _in_packed_order(packed, segments):
+    by_ids = {s.ids: s for s in segments}
+    for row, positions in zip(packed.ids_BT.tolist(), packed.positions_BT.tolist(), strict=True):
+        starts = [i for i, position in enumerate(positions) if position == 0] + [len(row)]
+        for a, b in zip(starts, starts[1:], strict=False):
+            if tuple(row[a:b]) in by_ids:
+                yield by_ids[tuple(row[a:b])]

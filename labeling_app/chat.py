@@ -1,0 +1,130 @@
+"""A client of any OpenAI-compatible endpoint: which models there are, and an answer as it comes.
+
+Every wait has an end, and every failure is one sentence that says what to do.
+"""
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import httpx
+
+from labeling_app.store import MAX_TEXT_BYTES
+from pipeline.core.errors import UserError
+from pipeline.core.records import Message
+
+ENDPOINT_VARIABLE = "FLYWHEEL_ENDPOINT"
+CONNECT_TIMEOUT_S = 3.0
+SILENCE_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 300.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class EndpointError(UserError):
+    """The endpoint is down, slow, or says what is not in the protocol."""
+
+
+class ChatClient:
+    """`endpoint` is the server's address, with or without /v1. `transport` and `monotonic`
+    stand in for the network and the clock in tests."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        transport: httpx.BaseTransport | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        try:
+            url = httpx.URL(endpoint.rstrip("/").removesuffix("/v1"))
+        except httpx.InvalidURL as error:
+            raise EndpointError(f"endpoint {endpoint!r} is not a URL: {error}") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise EndpointError(
+                f"endpoint {endpoint!r} is not a URL; write it as in http://127.0.0.1:8000"
+            )
+        self.url = str(url)
+        self._monotonic = monotonic
+        self._http = httpx.Client(
+            base_url=url,
+            transport=transport,
+            timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            trust_env=url.host not in _LOOPBACK,  # no proxy stands before one's own machine
+        )
+
+    def models(self) -> list[str]:
+        """The names of the models served now, one at least. Raises EndpointError."""
+        try:
+            response = self._http.get("/v1/models", timeout=CONNECT_TIMEOUT_S)
+            response.raise_for_status()
+            names = [str(model["id"]) for model in response.json()["data"]]
+        except httpx.HTTPError as error:
+            raise self._explained(error) from None
+        except (ValueError, KeyError, TypeError):
+            raise EndpointError(
+                f"{self.url} answers, but not as an OpenAI-compatible server; check the address"
+            ) from None
+        if not names:
+            raise EndpointError(f"{self.url} serves no model; deploy one first")
+        return names
+
+    def stream(self, model: str, messages: Sequence[Message]) -> Iterator[str]:
+        """The pieces of the answer as they come. Raises EndpointError, also in the middle."""
+        body = {
+            "model": model,
+            "messages": [{"role": turn.role, "content": turn.text} for turn in messages],
+            "stream": True,
+        }
+        try:
+            with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+                if response.is_error:
+                    response.read()
+                    response.raise_for_status()
+                yield from self._bounded(_pieces(response.iter_lines()))
+        except httpx.HTTPError as error:
+            raise self._explained(error) from None
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _bounded(self, pieces: Iterator[str]) -> Iterator[str]:
+        deadline = self._monotonic() + ANSWER_TIMEOUT_S
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+            if size > MAX_TEXT_BYTES // 4 or self._monotonic() > deadline:
+                raise EndpointError(f"{self.url} did not come to an end; ask for less")
+            yield piece
+
+    def _explained(self, error: httpx.HTTPError) -> EndpointError:
+        if isinstance(error, httpx.HTTPStatusError):
+            status, detail = error.response.status_code, error.response.text[:200]
+            return EndpointError(f"{self.url} refused with status {status}: {detail}")
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return EndpointError(
+                f"nothing answers at {self.url}; start the server with `flywheel serve`"
+            )
+        if isinstance(error, httpx.TimeoutException):
+            return EndpointError(f"{self.url} has said nothing for too long; try again")
+        return EndpointError(f"the connection to {self.url} broke off; try again")
+
+
+def _pieces(lines: Iterator[str]) -> Generator[str]:
+    """The text in a stream of server-sent events, up to [DONE]."""
+    for line in lines:
+        if not line.startswith("data:"):
+            continue  # comments, event names and blank lines
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        try:
+            event: Any = json.loads(data)
+            if "error" in event:
+                raise EndpointError(f"the server broke off: {str(event['error'])[:200]}")
+            choices = event["choices"]
+            piece = choices[0].get("delta", {}).get("content") if choices else None
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise EndpointError(f"the server sent what is no answer: {data[:80]!r}") from None
+        if piece:
+            yield str(piece)
+    raise EndpointError("the server broke off before the end of the answer; try again")

@@ -1,0 +1,105 @@
+"""How the pages look: one small style sheet, and text that is never read as HTML or Markdown."""
+
+import html
+from collections.abc import Sequence
+
+import streamlit as st
+
+from pipeline.core.records import Message
+
+_CSS = """
+<style>
+.stMainBlockContainer { padding: 3.6rem 1.5rem 1rem; max-width: 1560px; }
+[data-testid="stHeader"] { height: 3rem; }
+.st-key-column { max-width: 46rem; margin: 0 auto; }
+.st-key-narrow { max-width: 24rem; margin: 8vh auto 0; }
+[data-testid="stBottomBlockContainer"] { max-width: 49rem; padding: .5rem 1.5rem 1.5rem; }
+.fw-text { font-size: 1rem; line-height: 1.5; max-width: 72ch; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+.fw-box { border: 1px solid color-mix(in srgb, currentColor 18%, transparent);
+  border-radius: 6px; padding: .65rem .85rem; overflow: auto; }
+.fw-box:focus-visible { outline: 2px solid #2f7fa8; outline-offset: 1px; }
+.fw-box .fw-text + .fw-text { margin-top: .6rem; }
+.fw-prompt { max-height: 24vh; background: color-mix(in srgb, currentColor 4%, transparent); }
+.fw-bad { max-height: 18vh; border-style: dashed; }
+.fw-answer { height: 40vh; }
+.fw-stacked { max-height: 34vh; }
+.fw-label { font-size: .78rem; letter-spacing: .06em; font-weight: 600; opacity: .75;
+  margin: 0 0 .3rem !important; text-transform: uppercase; }
+.fw-line { font-size: .92rem; opacity: .82; margin: 0; min-height: 1.5em; }
+.fw-role { font-size: .82rem; font-weight: 600; opacity: .72; margin: .5rem 0 .1rem; }
+.fw-table { border-collapse: collapse; font-size: 1rem; }
+.fw-table th, .fw-table td { padding: .45rem 1.6rem .45rem 0; text-align: right; border: 0;
+  border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
+.fw-table th { font-weight: 600; } .fw-table :first-child { text-align: left; }
+.fw-table td { font-variant-numeric: tabular-nums; min-width: 7rem; }
+.fw-turn { padding-top: .4rem; }
+.st-key-account { position: fixed; top: .65rem; right: 1.25rem; z-index: 999991;
+  width: auto !important; }
+div:has(> .st-key-pinned) { position: sticky; top: 3.6rem; z-index: 5; padding: .3rem 0 .5rem;
+  background: var(--st-background-color, Canvas); }
+.st-key-guide h1 { font-size: 1.15rem; padding: 0 0 .4rem; }
+.st-key-guide h2 { font-size: 1rem; padding: .5rem 0 .2rem; }
+.st-key-guide p, .st-key-guide li { line-height: 1.5; }
+[data-testid="stButtonGroup"] [aria-checked="true"] { font-weight: 700;
+  background: color-mix(in srgb, currentColor 16%, transparent); }
+[data-testid="stButtonGroup"] [aria-checked="true"],
+[data-testid="stButtonGroup"] [aria-checked="true"] * { color: inherit !important; }
+textarea { line-height: 1.5 !important; font-size: 1rem !important; }
+:focus-visible { outline-offset: 1px; }
+@media (prefers-reduced-motion: reduce) { * { transition: none !important; } }
+</style>
+"""
+
+
+def apply() -> None:
+    st.html(_CSS)
+
+
+def line(text: str) -> None:
+    """One quiet line; its place is kept when it is empty, so that nothing moves."""
+    st.html(f'<p class="fw-line" role="status">{html.escape(text)}</p>')
+
+
+def box(label: str, text: str, kind: str) -> None:
+    """A text in a labelled frame that scrolls inside, and takes the focus so that keys can."""
+    st.html(_frame(label, plain(text), kind))
+
+
+def prompt(messages: Sequence[Message]) -> None:
+    """The prompt; who says what is told where there is more than one turn."""
+    parts: list[str] = []
+    for message in messages:
+        if len(messages) > 1:
+            parts.append(f'<p class="fw-role">{html.escape(message.role)}</p>')
+        parts.append(plain(message.text))
+    st.html(_frame("Prompt", "".join(parts), "prompt"))
+
+
+def turn(speaker: str, text: str) -> str:
+    """HTML of one turn of a chat."""
+    return f'<div class="fw-turn"><p class="fw-label">{html.escape(speaker)}</p>{plain(text)}</div>'
+
+
+def plain(text: str) -> str:
+    """HTML that shows a text as it is."""
+    return f'<div class="fw-text">{html.escape(text)}</div>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    top = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(row[0])}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    st.html(f'<table class="fw-table"><tr>{top}</tr>{body}</table>')
+
+
+def _frame(label: str, inner: str, kind: str) -> str:
+    name = html.escape(label)
+    return (
+        f'<p class="fw-label">{name}</p><div class="fw-box fw-{kind}" tabindex="0" role="region" '
+        f'aria-label="{name}">{inner}</div>'
+    )

@@ -1,0 +1,110 @@
+"""A store per test, a clock that tests turn, people with roles, and tasks to hand out."""
+
+import datetime as dt
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from labeling_app import auth, guidelines
+from labeling_app.assignment import NewAnswer, NewTask, add_tasks
+from labeling_app.auth import Account
+from labeling_app.store import Store, open_store
+from pipeline.core.records import Message
+
+PASSWORD = "correct horse battery"
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = dt.datetime(2026, 3, 2, 10, 0, tzinfo=dt.UTC)
+
+    def __call__(self) -> dt.datetime:
+        return self.now
+
+    def move(self, **by: float) -> None:
+        self.now += dt.timedelta(**by)
+
+
+def known_key(size: int) -> bytes:
+    """The same pseudonym key in every test store, so that exports can be compared; all else is
+    random."""
+    return b"k" * 32 if size == 32 else secrets.token_bytes(size)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def new_store(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., Store]]:
+    """new_store(name): a store in the test's folder, with the default instructions."""
+    opened: list[Store] = []
+
+    def make(name: str = "labels") -> Store:
+        store = open_store(str(tmp_path / f"{name}.sqlite"), clock, known_key)
+        guidelines.publish_default(store)
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(new_store) -> Store:
+    return new_store()
+
+
+@pytest.fixture
+def person(store: Store) -> Callable[..., Account]:
+    """person(name, role): somebody whom the services take for that; read the instructions."""
+
+    def make(name: str, role: str = "labeler", ready: bool = True) -> Account:
+        # Simulated accounts skip argon2 (50 ms each); test_auth.py signs real people in.
+        auth.create_simulated(store, name, role)  # type: ignore[arg-type]
+        who = auth.act_as(store, name)
+        if ready and role != "engineer":
+            guidelines.acknowledge(store, who, guidelines.newest(store, who).n)
+        return who
+
+    return make
+
+
+@pytest.fixture
+def lead(person) -> Account:
+    return person("lead", "lead")
+
+
+@pytest.fixture
+def tasks(store: Store, lead: Account) -> Callable[..., None]:
+    """tasks(count, kind, overlap, priority): tasks t0, t1 … of two or `k` answers."""
+
+    def make(
+        count: int, kind="demo", overlap: int = 1, priority: int = 0, k: int = 4, key: str = "t"
+    ) -> None:
+        add_tasks(
+            store,
+            lead,
+            [
+                NewTask(
+                    f"{key}{number}",
+                    kind,
+                    (Message.of("user", f"Question {key} {number}?"),),
+                    "test",
+                    tuple(NewAnswer(f"m{i}", f"Answer {i}.") for i in range(k))
+                    if kind == "compare"
+                    else (),
+                    overlap,
+                    priority,
+                )
+                for number in range(count)
+            ],
+        )
+
+    return make

@@ -1,0 +1,1 @@
+"""Measures models and decides which one is deployed."""

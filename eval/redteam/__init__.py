@@ -1,0 +1,1 @@
+"""Attacks on the assistant, and how they are graded."""

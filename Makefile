@@ -25,7 +25,7 @@ check: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.dev
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/turn.py
 
 bench-gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) benchmarks/gpu.py

@@ -31,6 +31,7 @@ from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 
 VERSION = 1
 REWARDS = "heldout-rewards.json"
+_ROWS_AT_ONCE = 128
 
 
 class GrpoConfig(LoopConfig):
@@ -209,27 +210,29 @@ def heldout_rewards(
         network.to("cpu").eval()
     sampling = Sampling(config.max_new_tokens, stop_ids=(token_id(tokenizer, TURN_END),))
     rows: list[dict[str, Any]] = []
-    for number, prompt in enumerate(prompts):
-        several = [prompt] * config.best_of
+    at_once = max(1, _ROWS_AT_ONCE // config.best_of)
+    for at in range(0, len(prompts), at_once):
+        several = [p for p in prompts[at : at + at_once] for _ in range(config.best_of)]
         before, after = (
-            generate(network, several, sampling, torch.Generator().manual_seed(number))
+            generate(network, several, sampling, torch.Generator().manual_seed(at))
             for network in (reference, model)
         )
-        rewards_before, rewards_after = (
-            judge.rewards(several, before),
-            judge.rewards(several, after),
-        )
-        batch = pad_right([_segment(prompt, c) for c in after], judge.pad_id)
+        rewards_before = judge.rewards(several, before).view(-1, config.best_of)
+        rewards_after = judge.rewards(several, after).view(-1, config.best_of)
+        segments = [_segment(p, c) for p, c in zip(several, after, strict=True)]
+        batch = pad_right(segments, judge.pad_id)
         with torch.no_grad():
             gap = label_log_probs(model, batch) - label_log_probs(reference, batch)
-        rows.append(
+        kl = gap.sum(dim=1).view(-1, config.best_of).mean(dim=1)
+        rows += [
             {
-                "sft": float(rewards_before.mean()),
-                "best_of_n": float(rewards_before.max()),
-                "grpo": float(rewards_after.mean()),
-                "kl": float(gap.sum(dim=1).mean()),
+                "sft": float(rewards_before[i].mean()),
+                "best_of_n": float(rewards_before[i].max()),
+                "grpo": float(rewards_after[i].mean()),
+                "kl": float(kl[i]),
             }
-        )
+            for i in range(len(kl))
+        ]
     return rows
 
 

@@ -1,0 +1,1 @@
+"""What runs it all: command line, demo, weekly job, serving, cluster files."""

@@ -1,0 +1,269 @@
+"""The command `flywheel`. Nothing heavy is imported before a command needs it.
+
+Exit status: 0 done; 1 a fault that is nobody's mistake (a full disk); 2 a user's mistake, in one
+line; 130 Ctrl-C.
+"""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.core.errors import UserError
+
+DEMO_CONFIG = str(Path(__file__).parent / "runs" / "demo.toml")
+
+_OVERVIEW = """\
+Turn the open web into an assistant, and the assistant's mistakes into next week's training data.
+
+one turn of the wheel, in order:
+  corpus     crawl a site (or read WARC files), extract, judge, deduplicate, shard to Parquet
+  pretrain   tokenizer and base model from the shards, and how well it compresses
+  labels     import, export or list what people wrote and ranked; make their accounts
+  app        the labeling app in the browser
+  weekly     SFT, reward model, DPO, RLHF, evaluation, gate; deploys if better
+  serve      the champion behind an OpenAI-compatible endpoint
+  chat       ask it something; a thumbs-down becomes a labeling task
+  report     report.html: the whole turn in pictures
+  rollback   put the previous champion back
+and
+  demo       all of the above on this machine, without network
+  site       the web site that the demo crawls
+"""
+_EPILOG = """\
+Every command takes --config FILE and overrides of the form section.key=value, as in
+  flywheel corpus --config infra/runs/laptop.toml 'crawl.seeds=["https://example.org/"]'
+A finished step is not done again; an interrupted one goes on where it was. FLYWHEEL_DEBUG=1
+shows the traceback behind an error.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.handler(arguments)
+    except UserError as error:
+        return _fail(f"flywheel: {error}", 2)
+    except KeyboardInterrupt:
+        return _fail("flywheel: stopped; the same command goes on from here", 130)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = error.filename or "the disk"
+        return _fail(f"flywheel: no space left for {where}; free some and rerun: it goes on", 1)
+    return 0
+
+
+def _fail(line: str, status: int) -> int:
+    import os  # only a failure asks
+
+    if os.environ.get("FLYWHEEL_DEBUG"):
+        raise  # noqa: PLE0704 - we are inside the except clause that called this
+    print(line, file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flywheel",
+        description=_OVERVIEW,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(
+        name: str, handler: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=argparse.SUPPRESS,
+            description=text,
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _common(added)
+        added.set_defaults(handler=handler)
+        return added
+
+    plan = {"action": "store_true", "help": "say what is done and what is left, and do nothing"}
+    command("corpus", _corpus, _CORPUS).add_argument("--dry-run", **plan)
+    command("pretrain", _pretrain, _PRETRAIN).add_argument("--dry-run", **plan)
+    command("weekly", _weekly, _WEEKLY).add_argument("--dry-run", **plan)
+    command("app", _app, _APP)
+    command("serve", _serve, _SERVE)
+    chat = command("chat", _chat, _CHAT)
+    chat.add_argument("--ask", required=True, metavar="QUESTION", help="what to ask the assistant")
+    chat.add_argument("--thumbs-down", metavar="KEY", help="reject the answer, once per KEY")
+    command("report", _report, _REPORT)
+    command("rollback", _rollback, _ROLLBACK).add_argument(
+        "--reason", required=True, help="kept in the history of the pointers"
+    )
+    command("demo", _demo, _DEMO)
+    command("site", _site, _SITE)
+    _labels_parser(commands)
+    return parser
+
+
+def _labels_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    labels = commands.add_parser("labels", help=argparse.SUPPRESS, description=_LABELS)
+    deeds = labels.add_subparsers(metavar="DEED", required=True)
+
+    def deed(
+        name: str, handler: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
+        added = deeds.add_parser(name, help=text, description=text)
+        _common(added)
+        added.set_defaults(handler=handler)
+        return added
+
+    imported = deed("import", _labels_import, "import answers and rankings from JSON Lines files")
+    imported.add_argument("--file", action="append", required=True, metavar="FILE", dest="files")
+    exported = deed("export", _labels_export, "write all labels as Parquet")
+    exported.add_argument("--to", required=True, metavar="FOLDER")
+    account = deed("account", _labels_account, "make an account; prints its one-time password")
+    account.add_argument("--name", required=True)
+    account.add_argument(
+        "--role", required=True, choices=["labeler", "reviewer", "lead", "engineer"]
+    )
+    deed("queue", _labels_queue, "list the open tasks, most urgent first")
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", default=DEMO_CONFIG, metavar="FILE", help="the run's TOML file (default: demo)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="instead of what the file says"
+    )
+
+
+# Each handler imports what it runs: `flywheel --help` loads neither torch, ray nor streamlit.
+
+_CORPUS = """\
+From a crawl, or from WARC files, to Parquet shards.
+
+Crawls crawl.seeds politely (robots.txt, a delay per host) into WARC files, or takes ingest.warcs;
+extracts the text, judges language and quality, removes repeated lines, exact and near duplicates,
+shuffles, and writes shards with a held-out part. Dropped documents are kept with their reason."""
+_PRETRAIN = """\
+A tokenizer and a base model from the shards of `flywheel corpus`, counted in tokens, and how well
+the model compresses held-out text beside zlib, xz and zstd. The first base model becomes the
+champion. Goes on from its last checkpoint after an interruption."""
+_WEEKLY = """\
+From whatever labels there are to a decision: snapshot, SFT, reward model, DPO, RLHF (GRPO),
+evaluation of champion and challenger, gate; the challenger is deployed if it is better.
+With no new labels there is nothing to do. infra/systemd/ and infra/crontab run it by themselves."""
+_APP = "The labeling app at http://127.0.0.1:PORT/ (labels.port). Accounts: flywheel labels account"
+_SERVE = "The champion behind an OpenAI-compatible endpoint; follows the pointer when it moves."
+_CHAT = "Ask the served assistant; with --thumbs-down the answer becomes a labeling task."
+_REPORT = "Write {root}/report.html and print its tables: what this turn of the wheel made."
+_ROLLBACK = "Put the previous champion back; the server follows at its next request."
+_DEMO = "One whole turn on this machine: prints each command as it runs it, and does nothing else."
+_SITE = "Serve the standard library's documentation as a web site to crawl (site.port)."
+_LABELS = "What people wrote and ranked."
+
+
+def _corpus(arguments: argparse.Namespace) -> None:
+    from infra import corpus, settings
+
+    config = settings.load(arguments)
+    if arguments.dry_run:
+        settings.show_plan(lambda: corpus.run_corpus(config))
+        return
+    corpus.show(corpus.run_corpus(config))
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from infra import base, settings
+
+    config = settings.load(arguments)
+    if arguments.dry_run:
+        settings.show_plan(lambda: base.run_base(config))
+        return
+    base.show(base.run_base(config))
+
+
+def _weekly(arguments: argparse.Namespace) -> None:
+    from infra import settings, weekly
+
+    config = settings.load(arguments)
+    if arguments.dry_run:
+        settings.show_plan(lambda: weekly.run_weekly(config))
+        return
+    weekly.show(weekly.run_weekly(config))
+
+
+def _app(arguments: argparse.Namespace) -> None:
+    from infra import desk, settings
+
+    desk.run_app(settings.load(arguments))
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from infra import serve, settings
+
+    config = settings.load(arguments)
+    serve.run_serve(config.section("serve", serve.ServeConfig), config.run)
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from infra import desk, settings
+
+    desk.chat(settings.load(arguments), arguments.ask, arguments.thumbs_down)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from infra import report, settings
+
+    report.run_report(settings.load(arguments))
+
+
+def _rollback(arguments: argparse.Namespace) -> None:
+    from infra import settings, weekly
+
+    weekly.rollback(settings.load(arguments), arguments.reason)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from infra import demo
+
+    demo.run_demo(arguments.config, arguments.overrides)
+
+
+def _site(arguments: argparse.Namespace) -> None:
+    from infra import demo, settings
+
+    demo.run_site(settings.load(arguments))
+
+
+def _labels_import(arguments: argparse.Namespace) -> None:
+    from infra import desk, settings
+
+    desk.import_files(settings.load(arguments), arguments.files)
+
+
+def _labels_export(arguments: argparse.Namespace) -> None:
+    from infra import desk, settings
+
+    desk.export_to(settings.load(arguments), arguments.to)
+
+
+def _labels_account(arguments: argparse.Namespace) -> None:
+    from infra import desk, settings
+
+    desk.make_account(settings.load(arguments), arguments.name, arguments.role)
+
+
+def _labels_queue(arguments: argparse.Namespace) -> None:
+    from infra import desk, settings
+
+    desk.show_queue(settings.load(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

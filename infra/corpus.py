@@ -1,0 +1,72 @@
+"""`flywheel corpus`: the pipeline's stages, one after the other."""
+
+import dataclasses
+
+from infra.tables import table
+from pipeline.core.config import Config
+from pipeline.core.errors import UserError
+from pipeline.core.manifest import Manifest
+from pipeline.core.remote import open_runtime
+from pipeline.crawl import CrawlConfig, run_crawl
+from pipeline.dedupe import DedupeConfig, run_dedupe
+from pipeline.extract import ExtractConfig, run_extract
+from pipeline.ingest import IngestConfig, run_ingest
+from pipeline.quality import QualityConfig, run_quality
+from pipeline.shard import ShardConfig, run_shard
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    source: Manifest
+    extract: Manifest
+    quality: Manifest
+    dedupe: Manifest
+    shard: Manifest
+
+
+def run_corpus(config: Config) -> Corpus:
+    """Crawl or ingest, then extract → quality → dedupe → shard. Raises UserError."""
+    run = config.run
+    source = _source(config)
+    with open_runtime(run) as runtime:
+        extracted = run_extract(config.section("extract", ExtractConfig), source, run, runtime)
+        judged = run_quality(config.section("quality", QualityConfig), extracted, run, runtime)
+        deduped = run_dedupe(
+            config.section("dedupe", DedupeConfig), extracted, judged, run, runtime
+        )
+        shards = run_shard(
+            config.section("shard", ShardConfig), extracted, judged, deduped, run, runtime
+        )
+    return Corpus(source, extracted, judged, deduped, shards)
+
+
+def _source(config: Config) -> Manifest:
+    crawl = config.section("crawl", CrawlConfig)
+    ingest = config.section("ingest", IngestConfig)
+    if bool(crawl.seeds) == bool(ingest.warcs):
+        raise UserError(
+            f"{config.source}: give either crawl.seeds or ingest.warcs"
+            f" ({len(crawl.seeds)} and {len(ingest.warcs)} are given)"
+        )
+    return run_crawl(crawl, config.run) if crawl.seeds else run_ingest(ingest, config.run)
+
+
+def funnel(corpus: Corpus) -> list[tuple[str, str, int]]:
+    """(stage, what became of it, number) from the first page to the last shard."""
+    rows = [(corpus.source.stage, "taken", corpus.source.counts.rows_in)]
+    for manifest in (corpus.source, corpus.extract, corpus.quality, corpus.dedupe, corpus.shard):
+        gone = {**manifest.counts.dropped, **manifest.counts.quarantined}
+        if manifest is not corpus.shard:  # which counts all stages' drops once more
+            rows += [(manifest.stage, reason, number) for reason, number in gone.items()]
+            rows.append((manifest.stage, "kept", manifest.counts.rows_out))
+    for split in ("train", "heldout"):
+        rows.append(("shard", split, corpus.shard.facts[split]["docs"]))
+    return rows
+
+
+def show(corpus: Corpus) -> None:
+    print(table(("stage", "documents", "number"), funnel(corpus)))
+    sizes = [
+        f"{split} {corpus.shard.facts[split]['bytes']:,} bytes" for split in ("train", "heldout")
+    ]
+    print(f"\n{', '.join(sizes)} in {corpus.shard.url}")

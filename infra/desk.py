@@ -1,0 +1,89 @@
+"""The labelers' side of the command line: accounts, imports, exports, the queue, the chat."""
+
+import datetime as dt
+from collections.abc import Sequence
+
+from finetune.registry import Registry
+from infra.serve import ServeConfig
+from infra.tables import table
+from labeling_app import auth, export, feedback, imports, launch
+from labeling_app.backlog import open_tasks
+from labeling_app.chat import ChatClient
+from labeling_app.guidelines import publish_default
+from labeling_app.store import LabelsConfig, Store, open_store
+from pipeline.core.config import Config
+from pipeline.core.identity import prompt_id
+from pipeline.core.records import Feedback, Message
+
+
+def _store(config: Config) -> Store:
+    return open_store(config.section("labels", LabelsConfig).store_url(config.run))
+
+
+def _endpoint(config: Config) -> str:
+    serve = config.section("serve", ServeConfig)
+    return f"http://{serve.host}:{serve.port}"
+
+
+def import_files(config: Config, files: Sequence[str]) -> None:
+    overlap = config.section("labels", LabelsConfig).overlap
+    store = _store(config)
+    publish_default(store)
+    report = imports.import_labels(store, files, overlap)
+    rows = [(f.name, f.lines, f.demonstrations, f.comparisons, f.already) for f in report.files]
+    print(table(("file", "lines", "answers", "rankings", "already there"), rows))
+
+
+def export_to(config: Config, folder: str) -> None:
+    report = export.export_labels(_store(config), folder)
+    print(f"{report.num_conversations} conversations and {report.num_comparisons} comparisons")
+    print(f"{report.conversations_url}\n{report.comparisons_url}")
+
+
+def make_account(config: Config, name: str, role: str) -> None:
+    store = _store(config)
+    publish_default(store)
+    password = auth.create_account(store, name, role)
+    print(f"{name} ({role}); one-time password, shown only now: {password}")
+
+
+def show_queue(config: Config) -> None:
+    rows = [
+        (task.id, task.kind, task.source, task.priority, task.open_slots, _short(task.prompt))
+        for task in open_tasks(_store(config))
+    ]
+    print(table(("task", "kind", "source", "priority", "open", "prompt"), rows))
+    print(f"{len(rows)} open tasks; `flywheel app` is where people take them")
+
+
+def run_app(config: Config) -> None:
+    labels = config.section("labels", LabelsConfig)
+    print(f"labeling app: http://127.0.0.1:{labels.port}/  (Ctrl-C ends it)", flush=True)
+    launch.run_app(labels.store_url(config.run), _endpoint(config), labels.port)
+
+
+def chat(config: Config, question: str, thumbs_down: str | None) -> None:
+    """Print the served model's answer as it comes; a thumbs-down stores it as a task, once."""
+    client = ChatClient(_endpoint(config))
+    model = client.models()[0]
+    prompt = Message.of("user", question)
+    pieces: list[str] = []
+    for piece in client.stream(model, [prompt]):
+        pieces.append(piece)
+        print(piece, end="", flush=True)
+    print()
+    if thumbs_down is None:
+        return
+    rated = (prompt, Message.of("assistant", "".join(pieces)))
+    model_id = Registry(config.run.root).pointer("champion") or model
+    click = Feedback(
+        thumbs_down, prompt_id([prompt]), rated, model_id, -1, "", dt.datetime.now(dt.UTC)
+    )
+    receipt = feedback.record_feedback(_store(config), click)
+    again = ", as before" if receipt.repeated else ""
+    print(f"thumbs-down {thumbs_down!r} is task {receipt.task_id} in the queue{again}")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:57] + "..."

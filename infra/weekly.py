@@ -1,0 +1,167 @@
+"""`flywheel weekly`: from whatever labels there are to a model that is deployed if it is better.
+
+Every step is a stage keyed by its inputs, so the job resumes where it was stopped and does
+nothing when there are no new labels.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Literal
+
+from eval.gate import GateConfig, run_gate
+from eval.report import gate_rows
+from eval.run import EvaluateConfig, run_evaluate
+from eval.win_rate import WinRateConfig, run_win_rate
+from finetune.dpo import DpoConfig, run_dpo
+from finetune.grpo import GrpoConfig, run_grpo
+from finetune.registry import Registry
+from finetune.reward import RewardConfig, run_reward
+from finetune.sft import SftConfig, run_sft
+from infra.base import finished_base
+from infra.tables import table
+from labeling_app.export import run_labels
+from labeling_app.store import LabelsConfig, open_store
+from pipeline.core import storage
+from pipeline.core.config import Config, Section
+from pipeline.core.errors import UserError
+from pipeline.core.manifest import Manifest, WouldRun, planning, read_manifest
+
+
+class WeeklyConfig(Section):
+    """[weekly]: which road's model challenges the champion. Fixed beforehand: choosing the best
+    of three on the gate's own questions would be choosing noise."""
+
+    challenger: Literal["sft", "dpo", "grpo"] = "grpo"
+
+
+@dataclasses.dataclass(frozen=True)
+class Week:
+    labels: Manifest
+    sft: Manifest
+    reward: Manifest
+    dpo: Manifest
+    grpo: Manifest
+    champion: Manifest
+    challenger: Manifest
+    win_rate: Manifest
+    gate: Manifest
+
+
+def run_weekly(config: Config) -> Week:
+    """One week. The champion that is challenged is the one that this candidate met first: a rerun
+    after the promotion repeats nothing. Raises UserError."""
+    base = finished_base(config)
+    registry = Registry(config.run.root)
+    with _one_at_a_time(config.run.root):
+        labels_config = config.section("labels", LabelsConfig)
+        store = open_store(labels_config.store_url(config.run))
+        labels = run_labels(labels_config, store, config.run)
+        week = _week(config, base.model_id, labels, registry)
+        _deploy(registry, week.challenger.facts["model"], week.gate)
+    return week
+
+
+def finished_week(config: Config) -> Week:
+    """The last decided week: the one whose candidate the `challenger` pointer names. Looked up and
+    nothing more: no lock, no label store, nothing is written. Raises WouldRun if a stage of it is
+    not done; UserError if there is no base model."""
+    registry = Registry(config.run.root)
+    candidate = registry.pointer("challenger")
+    if candidate is None:
+        raise WouldRun("weekly", storage.join(config.run.root, "gate"))
+    digest = registry.lineage(candidate)["parents"]["labels"]
+    with planning():
+        base = finished_base(config)
+        return _week(config, base.model_id, _snapshot(config.run.root, digest), registry)
+
+
+def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) -> Week:
+    run = config.run
+    sft = run_sft(config.section("sft", SftConfig), base_id, labels, run)
+    sft_id = sft.facts["model_id"]
+    reward = run_reward(config.section("reward", RewardConfig), base_id, labels, run)
+    reward_id = reward.facts["model_id"]
+    dpo = run_dpo(config.section("dpo", DpoConfig), sft_id, labels, run)
+    grpo = run_grpo(config.section("grpo", GrpoConfig), sft_id, reward_id, labels, run)
+    road = config.section("weekly", WeeklyConfig).challenger
+    candidate = {"sft": sft, "dpo": dpo, "grpo": grpo}[road].facts["model_id"]
+    champion_id = _opponent(registry, candidate)
+    evaluate = config.section("evaluate", EvaluateConfig)
+    champion = run_evaluate(evaluate, champion_id, registry, labels, run)
+    challenger = run_evaluate(evaluate, candidate, registry, labels, run)
+    win_rate = run_win_rate(
+        config.section("win_rate", WinRateConfig),
+        champion_id,
+        candidate,
+        reward_id,
+        registry,
+        labels,
+        run,
+    )
+    gate = run_gate(config.section("gate", GateConfig), champion, challenger, win_rate.facts, run)
+    return Week(labels, sft, reward, dpo, grpo, champion, challenger, win_rate, gate)
+
+
+def _snapshot(root: str, digest: str) -> Manifest:
+    """The label snapshot with this content; raises WouldRun if it is gone."""
+    for path in sorted((storage.local_path(root) / "labels").glob("*/manifest.json")):
+        if (found := read_manifest(str(path.parent))).content_hash == digest:
+            return found
+    raise WouldRun("labels", storage.join(root, "labels"))
+
+
+def _opponent(registry: Registry, candidate: str) -> str:
+    """The champion; or, for a candidate that already was champion, the one it replaced."""
+    before: str | None = None
+    for entry in registry.history():
+        if entry["pointer"] == "champion":
+            if entry["model"] == candidate and before is not None:
+                return before
+            before = entry["model"]
+    if before is None:
+        raise UserError("there is no champion yet; run `flywheel pretrain` first")
+    return before
+
+
+def _deploy(registry: Registry, candidate: str, gate: Manifest) -> None:
+    """Promote once: a model that was rolled back does not return without new labels."""
+    once_champion = any(
+        entry["pointer"] == "champion" and entry["model"] == candidate
+        for entry in registry.history()
+    )
+    if registry.pointer("challenger") != candidate:
+        registry.point("challenger", candidate, f"gate: {gate.facts['verdict']}")
+    if gate.facts["verdict"] == "promote" and not once_champion:
+        registry.promote(candidate, f"gate {gate.key[:12]}: promote")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(root: str) -> Generator[None]:
+    path = Path(root) / ".weekly.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another `flywheel weekly` holds {path}; wait for its end") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def rollback(config: Config, reason: str) -> None:
+    registry = Registry(config.run.root)
+    print(f"champion is now {registry.rollback(reason)[:12]}: {reason}")
+
+
+def show(week: Week) -> None:
+    found = gate_rows(week.gate.facts)
+    print(table(found.header, found.rows))
+    print(f"\nverdict: {week.gate.facts['verdict']}")
+    for reason in week.gate.facts["reasons"]:
+        print(f"- {reason}")
+    print(f"\nwritten in {week.gate.url}/decision.md; `flywheel rollback` undoes a deployment")

@@ -1,0 +1,142 @@
+"""The command line and the cluster file, as a new user meets them."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def _flywheel(*arguments: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infra.cli", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        **kwargs,
+    )
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, json\nfrom infra import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    loaded = set(json.loads(result.stdout.splitlines()[-1]))
+    assert not loaded & {"torch", "ray", "streamlit", "transformers", "pyarrow", "pydantic"}
+
+
+def test_help_names_every_command() -> None:
+    text = _flywheel("--help").stdout
+    for name in (
+        "corpus",
+        "pretrain",
+        "labels",
+        "app",
+        "weekly",
+        "serve",
+        "chat",
+        "report",
+        "rollback",
+        "demo",
+        "site",
+    ):
+        assert f"\n  {name} " in text
+        assert "usage: flywheel" in _flywheel(name, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["corpus", "--config", "nowhere.toml"], "no config file 'nowhere.toml'"),
+        (["corpus", "crawl.sedes=[]"], "unknown key crawl.sedes; did you mean 'seeds'?"),
+        (["corpus", "sft.epocs=3"], "unknown key sft.epocs; did you mean 'epochs'?"),
+        (["corpus", "crawl.seeds=[]"], "give either crawl.seeds or ingest.warcs"),
+        (["corpus", "crawl.seeds=[]", 'ingest.warcs=["/no/such.warc.gz"]'], "/no/such.warc.gz"),
+        (["pretrain", "run.root=/tmp/flywheel-no-such-root"], "run `flywheel corpus`"),
+        (["chat", "--ask", "hi", "serve.port=9"], "nothing answers at http://127.0.0.1:9"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
+    result = _flywheel(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_says_how_to_go_on_and_ends_with_130(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "infra.cli", "site", "site.port=8699"]
+    child = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert b"pages at" in child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert errors.decode().strip() == "flywheel: stopped; the same command goes on from here"
+
+
+def test_a_dry_run_does_nothing(tmp_path: Path) -> None:
+    result = _flywheel("corpus", "--dry-run", f"run.root={tmp_path}/data")
+    assert result.returncode == 0, result.stderr
+    assert "next: crawl" in result.stdout
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_full_disk_is_said_in_one_line() -> None:
+    code = (
+        "import sys, errno; from infra import cli\n"
+        "def full(_): raise OSError(errno.ENOSPC, 'no space', 'data/x')\n"
+        "cli._report = full\nsys.exit(cli.main(['report']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert result.returncode == 1
+    assert "no space left for data/x; free some and rerun" in result.stderr
+
+
+def test_the_cluster_file_passes_rays_own_validation(monkeypatch) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    monkeypatch.chdir(REPOSITORY)
+    config = yaml.safe_load((REPOSITORY / "infra/cluster.yaml").read_text())
+    validate_config(prepare_config(config))
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert any("ray start" in line for line in config[commands])  # never Ray's defaults
+    with pytest.raises(Exception, match="max_wrkers"):
+        validate_config(prepare_config({**config, "max_wrkers": 2}))
+
+
+def test_no_module_shadows_the_standard_library() -> None:
+    ours = {
+        p.stem
+        for room in ("pipeline", "labeling_app", "finetune", "eval", "infra")
+        for p in (REPOSITORY / room).rglob("*.py")
+    } - {"__init__"}
+    assert not ours & sys.stdlib_module_names
+
+
+def test_the_readmes_map_names_every_file_and_no_other() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.split()
+    for name in tracked:
+        if (
+            name.endswith(".py")
+            and not name.startswith("tests/")
+            and Path(name).name != "__init__.py"
+        ):
+            assert f"`{Path(name).name}`" in text, f"{name} is not in README's map"

@@ -41,6 +41,7 @@ class Pair:
     """A prompt with a better and a worse answer, and what the reference gives each: ln p of the
     whole answer."""
 
+    prompt_id: str
     chosen: Segment
     rejected: Segment
     reference_chosen: float
@@ -79,14 +80,14 @@ def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) ->
             config.max_length,
             config,
             folder,
-            _evaluation(held_out, config.beta, pad_id, num_steps),
+            _evaluation(held_out, pad_id, num_steps),
         )
         lineage = {"kind": "dpo", "parents": output.parents, "config": config.identity()}
         model_id = registry.publish(model.cpu(), tokenizer, lineage)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     facts = {
         "model_id": model_id,
-        "heldout_pairs": len(held_out),
+        "heldout_prompts": [pair.prompt_id for pair in held_out],
         "heldout_margins": [round(m, 5) for m in margins(model, held_out, pad_id)],
     }
     files = [describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics))]
@@ -118,7 +119,9 @@ def make_pairs(
             continue
         with torch.no_grad():
             sums = label_log_probs(reference, pad_right(segments, pad_id)).sum(dim=1).tolist()
-        pairs += [Pair(segments[a], segments[b], sums[a], sums[b]) for a, b in agreed]
+        pairs += [
+            Pair(prompt.prompt_id, segments[a], segments[b], sums[a], sums[b]) for a, b in agreed
+        ]
     return pairs, total
 
 
@@ -168,7 +171,7 @@ def _steps(
 
 
 def _evaluation(
-    held_out: Sequence[Pair], beta: float, pad_id: int, num_steps: int
+    held_out: Sequence[Pair], pad_id: int, num_steps: int
 ) -> Callable[[int, nn.Module], dict[str, float]]:
     every = max(1, num_steps // 4)
 
@@ -176,6 +179,6 @@ def _evaluation(
         if (steps_done % every and steps_done != num_steps) or not held_out:
             return {}
         values = margins(model, held_out, pad_id)
-        return {"heldout_margin": beta * sum(values) / len(values)}
+        return {"heldout_margin": sum(values) / len(values)}
 
     return evaluate

@@ -20,7 +20,7 @@ from finetune.labels import RankedPrompt, answer_segment, ranked_prompts
 from finetune.loop import LoopConfig, Loss, Step, TrainResult, train
 from finetune.losses import k_wise_ranking_sum
 from finetune.model import end_scores, reward_model_from
-from finetune.packing import TokenBatch, pad_right
+from finetune.packing import Segment, pad_right
 from finetune.pretrain import shuffled_epochs
 from finetune.registry import Registry
 from finetune.tokenizer import PAD, load_tokenizer, token_id
@@ -47,11 +47,10 @@ class RewardConfig(LoopConfig):
 
 @dataclasses.dataclass(frozen=True)
 class AnswerSet:
-    """A prompt's K answers as K rows, and each labeler's ranks [L, K]."""
+    """A prompt's K answers, each after the prompt, and each labeler's ranks [L, K]."""
 
     prompt_id: str
-    batch: TokenBatch
-    lengths_K: Tensor
+    segments: tuple[Segment, ...]
     ranks_LK: Tensor
     num_chars: tuple[int, ...]
 
@@ -76,9 +75,10 @@ def run_reward(config: RewardConfig, base_id: str, labels: Manifest, run: RunCon
         raise UserError(f"{len(sets)} ranked prompts are too few for reward.folds = {config.folds}")
     folder = storage.local_path(output.url)
     with output.lock():
-        pairs = cross_validate(config, base, sets, folder)
+        pad_id = token_id(tokenizer, PAD)
+        pairs = cross_validate(config, base, sets, pad_id, folder)
         storage.write_bytes(output.path(PAIRS), json.dumps(pairs).encode())
-        model, result = _fit("reward", config, base, sets, folder)
+        model, result = _fit("reward", config, base, sets, pad_id, folder)
         lineage = {"kind": "reward", "parents": output.parents, "config": config.identity()}
         model_id = registry.publish(model.cpu(), tokenizer, lineage)
         for checkpoint in folder.rglob("checkpoint.pt"):
@@ -99,23 +99,34 @@ def answer_set(tokenizer: Tokenizer, ranked: RankedPrompt, max_length: int) -> A
         return None
     return AnswerSet(
         ranked.prompt_id,
-        pad_right(segments, token_id(tokenizer, PAD)),
-        torch.tensor([len(segment.ids) for segment in segments]),
+        tuple(segments),
         torch.tensor(ranked.rankings),
         tuple(len(answer) for answer in ranked.answers),
     )
 
 
-def ranking_objective(model: nn.Module, answers: AnswerSet) -> Loss:
-    """One prompt's K-wise loss, the mean over its labelers."""
+def score_answers(model: nn.Module, sets: Sequence[AnswerSet], pad_id: int) -> list[Tensor]:
+    """The scores of each prompt's K answers, all read in one batch."""
+    segments = [segment for answers in sets for segment in answers.segments]
+    lengths = torch.tensor([len(segment.ids) for segment in segments])
     device = next(model.parameters()).device
-    scores = end_scores(model, answers.batch.to(device), answers.lengths_K.to(device))
-    losses = [k_wise_ranking_sum(scores, ranks)[0] for ranks in answers.ranks_LK.to(device)]
-    return Loss(torch.stack(losses).mean())
+    scores = end_scores(model, pad_right(segments, pad_id).to(device), lengths.to(device))
+    return list(scores.split([len(answers.segments) for answers in sets]))
+
+
+def ranking_objective(model: nn.Module, sets: Sequence[AnswerSet], pad_id: int) -> Loss:
+    """The K-wise loss of each prompt, the mean over its labelers, summed over prompts."""
+    losses = [
+        torch.stack(
+            [k_wise_ranking_sum(scores, ranks.to(scores.device))[0] for ranks in s.ranks_LK]
+        )
+        for scores, s in zip(score_answers(model, sets, pad_id), sets, strict=True)
+    ]
+    return Loss(torch.stack([per_labeler.mean() for per_labeler in losses]).sum())
 
 
 def cross_validate(
-    config: RewardConfig, base: Path, sets: Sequence[AnswerSet], folder: Path
+    config: RewardConfig, base: Path, sets: Sequence[AnswerSet], pad_id: int, folder: Path
 ) -> list[dict[str, Any]]:
     """Each prompt is judged by a model that saw none of its answers; folds are by prompt id."""
     fold_of = [int(unit_interval(s.prompt_id, "fold") * config.folds) for s in sets]
@@ -124,26 +135,30 @@ def cross_validate(
         inside = [s for s, number in zip(sets, fold_of, strict=True) if number != fold]
         outside = [s for s, number in zip(sets, fold_of, strict=True) if number == fold]
         label = f"reward fold {fold + 1}/{config.folds}"
-        model, _ = _fit(label, config, base, inside, folder / f"fold-{fold}")
+        model, _ = _fit(label, config, base, inside, pad_id, folder / f"fold-{fold}")
         longer_wins = _longer_wins(inside)
         for answers in outside:
-            pairs += _judge(model, answers, fold, longer_wins)
+            pairs += _judge(model, answers, pad_id, fold, longer_wins)
     return pairs
 
 
 def _fit(
-    label: str, config: RewardConfig, base: Path, sets: Sequence[AnswerSet], folder: Path
+    label: str,
+    config: RewardConfig,
+    base: Path,
+    sets: Sequence[AnswerSet],
+    pad_id: int,
+    folder: Path,
 ) -> tuple[Any, TrainResult]:
     model = reward_model_from(base)
     num_steps = max(1, round(config.epochs * len(sets) / config.batch_prompts))
-    row_length = max(s.batch.ids_BT.shape[1] for s in sets)
     result = train(
         label,
         model,
-        ranking_objective,
+        lambda m, chosen: ranking_objective(m, chosen, pad_id),
         _steps(sets, config.batch_prompts, config.seed),
         num_steps,
-        row_length,
+        max(len(segment.ids) for s in sets for segment in s.segments),
         config,
         folder,
     )
@@ -152,27 +167,23 @@ def _fit(
 
 def _steps(
     sets: Sequence[AnswerSet], batch_prompts: int, seed: int
-) -> Callable[[int, nn.Module], Step[AnswerSet]]:
-    def step_of(step: int, _model: nn.Module) -> Step[AnswerSet]:
+) -> Callable[[int, nn.Module], Step[Sequence[AnswerSet]]]:
+    def step_of(step: int, _model: nn.Module) -> Step[Sequence[AnswerSet]]:
         index = shuffled_epochs(len(sets), step * batch_prompts, batch_prompts, seed)
         chosen = [sets[i] for i in index]
-        return Step(chosen, len(chosen), sum(s.batch.ids_BT.numel() for s in chosen))
+        num_tokens = sum(len(segment.ids) for s in chosen for segment in s.segments)
+        return Step([chosen], len(chosen), num_tokens)
 
     return step_of
 
 
 @torch.no_grad()
-def score_answers(model: nn.Module, answers: AnswerSet) -> list[float]:
-    model.eval()
-    device = next(model.parameters()).device
-    return end_scores(model, answers.batch.to(device), answers.lengths_K.to(device)).tolist()
-
-
 def _judge(
-    model: nn.Module, answers: AnswerSet, fold: int, longer_wins: bool
+    model: nn.Module, answers: AnswerSet, pad_id: int, fold: int, longer_wins: bool
 ) -> list[dict[str, Any]]:
     """One row per ordered pair of each labeler. Equal scores or lengths are half right."""
-    scores = score_answers(model, answers)
+    model.eval()
+    scores = score_answers(model, [answers], pad_id)[0].tolist()
     lengths = [n if longer_wins else -n for n in answers.num_chars]
     return [
         {

@@ -90,10 +90,14 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(handler=handler)
         return added
 
-    plan = {"action": "store_true", "help": "say what is done and what is left, and do nothing"}
-    command("corpus", _corpus, _CORPUS).add_argument("--dry-run", **plan)
-    command("pretrain", _pretrain, _PRETRAIN).add_argument("--dry-run", **plan)
-    command("weekly", _weekly, _WEEKLY).add_argument("--dry-run", **plan)
+    for name, handler, text in (
+        ("corpus", _corpus, _CORPUS),
+        ("pretrain", _pretrain, _PRETRAIN),
+        ("weekly", _weekly, _WEEKLY),
+    ):
+        command(name, handler, text).add_argument(
+            "--dry-run", action="store_true", help="say what is left to do, and do nothing"
+        )
     command("app", _app, _APP)
     command("serve", _serve, _SERVE)
     chat = command("chat", _chat, _CHAT)
@@ -105,12 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command("demo", _demo, _DEMO)
     command("site", _site, _SITE)
-    _labels_parser(commands)
+    labels = commands.add_parser("labels", help=argparse.SUPPRESS, description=_LABELS)
+    _labels_parser(labels)
     return parser
 
 
-def _labels_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    labels = commands.add_parser("labels", help=argparse.SUPPRESS, description=_LABELS)
+def _labels_parser(labels: argparse.ArgumentParser) -> None:
     deeds = labels.add_subparsers(metavar="DEED", required=True)
 
     def deed(

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from infra import cli, settings
 from infra.demo_site import DemoSite
-from infra.serve import ServeConfig
 from pipeline.core.config import Config, Section, operational
 from pipeline.core.errors import UserError
 
@@ -29,6 +28,8 @@ class SiteConfig(Section):
 
 def run_demo(config_path: str, overrides: Sequence[str]) -> None:
     """Print each command and run it. Raises UserError as soon as one of them fails."""
+    from infra.serve import ServeConfig  # loads torch, which `flywheel site` need not wait for
+
     config = settings.load_run(config_path, overrides)
     settings.check_all(config)
     common = ["--config", config_path, *overrides]

@@ -10,7 +10,6 @@ from eval.run import COMPARISONS, SAMPLES
 from eval.stats import Interval, mean_interval, paired_difference
 from eval.tasks import held_out_answers
 from finetune.grpo import REWARDS
-from finetune.labels import ranked_prompts
 from finetune.pretrain import read_metrics
 from finetune.registry import Registry
 from finetune.reward import PAIRS
@@ -50,7 +49,9 @@ class Turn:
         if self.week:
             w = self.week
             found += [w.labels, w.sft, w.reward, w.dpo, w.grpo]
-            found += [w.champion, w.challenger, w.win_rate, w.gate]
+            scores = [w.base_scores, w.sft_scores, w.champion, w.challenger]
+            found += [m for i, m in enumerate(scores) if m not in scores[:i]]
+            found += [w.win_rate, w.gate]
         return found
 
     def models(self) -> dict[str, str]:
@@ -140,26 +141,27 @@ def contrasts(turn: Turn) -> list[Contrast]:
         return []
     week = turn.week
     return [
-        answers_contrast(turn, week),
+        answers_contrast(turn, week.base_scores, week.sft_scores),
+        answers_contrast(turn, week.champion, week.challenger),
         reward_contrast(week.reward),
-        dpo_contrast(week.dpo, week.labels),
+        dpo_contrast(week.dpo),
         grpo_contrast(week.grpo),
     ]
 
 
-def answers_contrast(turn: Turn, week: Week) -> Contrast:
-    """Bits per byte of people's answers to held-out prompts, by prompt."""
+def answers_contrast(turn: Turn, before: Manifest, after: Manifest) -> Contrast:
+    """Bits per byte of people's answers to held-out prompts, by prompt, from two evaluations."""
     task = (held_out_answers.TASK, held_out_answers.METRIC)
 
     def scores(manifest: Manifest) -> dict[str, tuple[str, float]]:
         results = read_results(manifest.file_url(SAMPLES))
         return {r.item_id: (r.cluster, r.value) for r in results if (r.task, r.metric) == task}
 
-    old, new = scores(week.champion), scores(week.challenger)
+    old, new = scores(before), scores(after)
     both = sorted(old.keys() & new.keys())
     ours, theirs = (
         f"{turn.model(manifest.parents['model'])}, asked in {manifest.facts['prompted']}"
-        for manifest in (week.challenger, week.champion)
+        for manifest in (after, before)
     )
     return _contrast(
         ("Held-out answers", "bits per byte", ours, theirs),
@@ -186,28 +188,17 @@ def reward_contrast(reward: Manifest) -> Contrast:
     )
 
 
-def dpo_contrast(dpo: Manifest, labels: Manifest) -> Contrast:
+def dpo_contrast(dpo: Manifest) -> Contrast:
     """The margin in nats by which DPO moved towards the preferred of two held-out answers; its
     reference, SFT, is 0 by definition."""
     margins = dpo.facts["heldout_margins"]
-    prompts = [
-        ranked.prompt_id
-        for ranked in ranked_prompts(labels, heldout=True)
-        for _ in ranked.majority_pairs()
-    ]
-    if len(prompts) == len(margins):
-        clusters, counted, how = prompts, "prompts", "interval clustered by prompt"
-    else:  # some pairs were too long, and the facts do not say whose
-        clusters = [str(number) for number in range(len(margins))]
-        counted, how = "pairs", "the interval takes pairs as independent, so it is too narrow"
     return _contrast(
         ("Preferring the better answer", "nats of margin", "DPO", "SFT, its reference"),
         margins,
         [0.0] * len(margins),
-        clusters,
-        counted=counted,
+        dpo.facts["heldout_prompts"],
         more_is_better=True,
-        note=f"{len(margins):,} held-out pairs; {how}",
+        note=f"{len(margins):,} held-out pairs, interval clustered by prompt",
     )
 
 
@@ -237,7 +228,6 @@ def _contrast(
     theirs: Sequence[float],
     clusters: Sequence[str],
     *,
-    counted: str = "prompts",
     more_is_better: bool,
     note: str,
 ) -> Contrast:
@@ -255,7 +245,7 @@ def _contrast(
         theirs=their_name,
         their_mean=means[1],
         difference=difference,
-        counted=counted,
+        counted="prompts",
         more_is_better=more_is_better,
         note=note,
     )
@@ -286,10 +276,8 @@ def curves(turn: Turn) -> list[Curve]:
     if turn.week:
         week = turn.week
         sft, dpo, grpo = (read_metrics(m) for m in (week.sft, week.dpo, week.grpo))
-        # The loop logs the held-out margin times beta, and the training margin without it.
-        scale = 1 / week.dpo.config["beta"]
         margin = Series("training batch", _points(dpo, "margin"), "rest")
-        shown = Series("held out", _points(dpo, "heldout_margin", scale), "main", dots=True)
+        shown = Series("held out", _points(dpo, "heldout_margin"), "main", dots=True)
         bound = ("bound", float(week.grpo.config["max_kl"]))
         found += [
             _curve("SFT: loss", "nats per token", sft, "loss"),
@@ -311,10 +299,8 @@ def _curve(
     return Curve(title, unit, (Series(key, _points(rows, key), dots=dots),))
 
 
-def _points(
-    rows: Sequence[dict[str, Any]], key: str, scale: float = 1.0
-) -> tuple[tuple[float, float], ...]:
-    return tuple((float(row["step"]), scale * float(row[key])) for row in rows if key in row)
+def _points(rows: Sequence[dict[str, Any]], key: str) -> tuple[tuple[float, float], ...]:
+    return tuple((float(row["step"]), float(row[key])) for row in rows if key in row)
 
 
 def questions(labels: Manifest) -> dict[str, str]:

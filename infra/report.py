@@ -144,7 +144,7 @@ def _cards(turn: Turn) -> list[tuple[str, ...]]:
         lines = ("bits per byte of held-out text", *rivals)
         cards.append(("Base model", f"{bits[MODEL]:.3f}", *lines))
     if turn.week:
-        answers, reward, _, grpo = contrasts(turn)
+        _, answers, reward, _, grpo = contrasts(turn)
         cards += [_card("Held-out answers", answers), _card("Reward model", reward)]
         cards.append(_card("RLHF", grpo))
     return cards

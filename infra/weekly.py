@@ -40,11 +40,15 @@ class WeeklyConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Week:
+    """`champion`, `challenger`, `base_scores` and `sft_scores` are evaluations; some may be one."""
+
     labels: Manifest
     sft: Manifest
     reward: Manifest
     dpo: Manifest
     grpo: Manifest
+    base_scores: Manifest
+    sft_scores: Manifest
     champion: Manifest
     challenger: Manifest
     win_rate: Manifest
@@ -91,8 +95,10 @@ def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) ->
     candidate = {"sft": sft, "dpo": dpo, "grpo": grpo}[road].facts["model_id"]
     champion_id = _opponent(registry, candidate)
     evaluate = config.section("evaluate", EvaluateConfig)
-    champion = run_evaluate(evaluate, champion_id, registry, labels, run)
-    challenger = run_evaluate(evaluate, candidate, registry, labels, run)
+    base_scores, sft_scores, champion, challenger = (
+        run_evaluate(evaluate, model_id, registry, labels, run)
+        for model_id in (base_id, sft_id, champion_id, candidate)
+    )
     win_rate = run_win_rate(
         config.section("win_rate", WinRateConfig),
         champion_id,
@@ -103,7 +109,19 @@ def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) ->
         run,
     )
     gate = run_gate(config.section("gate", GateConfig), champion, challenger, win_rate.facts, run)
-    return Week(labels, sft, reward, dpo, grpo, champion, challenger, win_rate, gate)
+    return Week(
+        labels,
+        sft,
+        reward,
+        dpo,
+        grpo,
+        base_scores,
+        sft_scores,
+        champion,
+        challenger,
+        win_rate,
+        gate,
+    )
 
 
 def _snapshot(root: str, digest: str) -> Manifest:

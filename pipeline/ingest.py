@@ -18,7 +18,14 @@ import fsspec
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import Counts, FileEntry, Manifest, StageOutput, describe_file
+from pipeline.core.manifest import (
+    Counts,
+    FileEntry,
+    Manifest,
+    StageOutput,
+    describe_file,
+    is_planning,
+)
 from pipeline.core.progress import Progress
 
 VERSION = 1
@@ -47,8 +54,8 @@ def run_ingest(config: IngestConfig, run: RunConfig) -> Manifest:
     done = output.finished()
     files = done.files if done else _named([entry for _, entry in by_digest.values()])
     locations = {entry.name: by_digest[entry.sha256][0] for entry in files}
-    if done and done.run["locations"] == locations:
-        return done
+    if done and (is_planning() or done.run["locations"] == locations):
+        return dataclasses.replace(done, run={**done.run, "locations": locations})
     with output.lock():  # if it is done, the files have moved: same content, new places
         counts = Counts(len(files), len(files))
         return output.commit(files, counts, started=started, run={"locations": locations})

@@ -1,6 +1,6 @@
 """Lines that many documents of one host share: menus, footers, inherited paragraphs.
 
-The first document (by doc_id) keeps such a line, all others lose it.
+The first document (by doc_id) keeps such a line where it first stands, all others lose it.
 """
 
 from collections.abc import Collection, Mapping
@@ -41,8 +41,15 @@ def repeated_keys(
 
 
 def lines_to_remove(keys: Mapping[int, int], first: Mapping[int, str], identity: str) -> list[int]:
-    """Indices of the lines that another document keeps; `first` names each key's keeper."""
-    return [index for index, key in keys.items() if first.get(key, identity) != identity]
+    """Indices of the lines that another document keeps, or this one further up; `first` names each
+    key's keeper."""
+    removed: list[int] = []
+    kept: set[int] = set()
+    for index, key in keys.items():
+        if key in first and (first[key] != identity or key in kept):
+            removed.append(index)
+        kept.add(key)
+    return removed
 
 
 def without_lines(text: str, removed: Collection[int]) -> str:

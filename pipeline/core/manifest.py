@@ -144,6 +144,11 @@ def planning() -> Generator[None]:
         _PLANNING.reset(token)
 
 
+def is_planning() -> bool:
+    """True under `planning()`: look, and write nothing."""
+    return _PLANNING.get()
+
+
 @dataclasses.dataclass(frozen=True)
 class StageOutput:
     """The folder of one stage's output, finished or not."""

@@ -243,7 +243,9 @@ class Build:
         self.metrics(folder, 50, 12, loss=(0.69, 0.5), margin=(0, 8), heldout_margin=(0, 0.6))
         asked = [c for c in self.comparisons if c.prompt_id in self.heldout]
         margins = [round(float(self.random.normal(6, 5)), 5) for _ in range(3 * len(asked))]
-        return {"facts": {"model_id": DPO, "heldout_margins": margins}, "config": {"beta": 0.1}}
+        prompts = [c.prompt_id for c in asked for _ in range(3)]
+        facts = {"model_id": DPO, "heldout_margins": margins, "heldout_prompts": prompts}
+        return {"facts": facts, "config": {"beta": 0.1}}
 
     def grpo(self, folder: Path) -> dict[str, Any]:
         self.metrics(folder, 24, reward=(0.2, 1.1), kl=(0.0, 6.5))
@@ -255,9 +257,10 @@ class Build:
         return {"facts": {"model_id": GRPO}, "config": {"best_of": 8, "max_kl": 20.0}}
 
     def evaluate(self, folder: Path) -> dict[str, Any]:
-        """The champion comes first, then the challenger."""
-        late = "evaluate" in self.made
-        level = 1.3 if late else 1.9
+        """The base model comes first, which is the champion, then SFT, then the challenger."""
+        number_before = len(self.made.get("evaluate", []))
+        late = number_before > 0
+        level = (1.9, 1.4, 1.3)[number_before]
         results: list[SampleResult] = []
         for number in range(30):
             noise = self.random.normal(0, 0.05)
@@ -280,7 +283,7 @@ class Build:
             {"transform": t.name, **dict(zip(columns, grades, strict=True))}
             for t, grades in zip(TRANSFORMS, GRADES[late], strict=True)
         ]
-        identity = GRPO if late else BASE
+        identity = (BASE, SFT, GRPO)[number_before]
         parents = {"model": identity, "labels": "l", "suites": "s"}
         prompted = "turns" if late else "plain text"
         facts = {"model": identity, "prompted": prompted, "redteam": table}
@@ -297,7 +300,8 @@ class Build:
         """The real gate, on the two evaluations; it writes its own manifest."""
         gate = run_gate(
             self.config.section("gate", GateConfig),
-            *self.made["evaluate"],
+            self.made["evaluate"][0],
+            self.made["evaluate"][2],
             self.made["win_rate"][0].facts,
             self.config.run,
         )

@@ -129,8 +129,7 @@ def test_intervals_against_brute_force(whole) -> None:
     assert f"KL of GRPO to SFT: {np.mean([row['kl'] for row in rewards]):.2f} nats" in text
     assert f"of SFT: {np.mean([row['best_of_n'] for row in rewards]):.3f};" in text
     margins = whole.made["dpo"][0].facts["heldout_margins"]
-    ranked = sorted((c.prompt_id, c.responses[0].response_id) for c in whole.comparisons)
-    owners = [p for p, _ in ranked if p in whole.heldout for _ in range(3)]
+    owners = whole.made["dpo"][0].facts["heldout_prompts"]
     assert said(*clustered(margins, owners)) in text
     gate = whole.made["gate"][0].facts["tests"][0]["interval"]
     assert said(gate["mean"], gate["low"], gate["high"]) in text  # the same question, asked twice
@@ -373,5 +372,6 @@ def test_in_a_browser(build, tmp_path) -> None:
 
 def test_the_contrasts_name_who_was_compared(whole) -> None:
     found = contrasts(gather(whole.config))
-    assert [one.ours for one in found] == ["GRPO, asked in turns", "reward model", "DPO", "GRPO"]
-    assert found[0].theirs == "base, asked in plain text"
+    turns = ["SFT, asked in turns", "GRPO, asked in turns"]
+    assert [one.ours for one in found] == [*turns, "reward model", "DPO", "GRPO"]
+    assert found[0].theirs == found[1].theirs == "base, asked in plain text"

@@ -22,6 +22,8 @@ from pipeline.core.config import Section
 from pipeline.core.progress import Progress
 
 B = TypeVar("B")
+# What depends on the machine goes to a file of its own: metrics.jsonl is part of a result's hash.
+TIMED = frozenset({"tokens_per_s", "mfu", "memory_gb"})
 
 
 class LoopConfig(Section):
@@ -191,7 +193,7 @@ def _note(values: dict[str, float]) -> str:
 
 
 class _MetricsLog:
-    """metrics.jsonl, cut back on resume to what the checkpoint knows."""
+    """metrics.jsonl, cut back on resume to what the checkpoint knows; rates.jsonl beside it."""
 
     def __init__(self, path: Path, steps_done: int) -> None:
         self.path = path
@@ -206,8 +208,10 @@ class _MetricsLog:
 
     def append(self, row: dict[str, float]) -> None:
         self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        for path, timed in ((self.path, False), (self.path.with_name("rates.jsonl"), True)):
+            part = {k: v for k, v in row.items() if k == "step" or (k in TIMED) == timed}
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(part) + "\n")
 
 
 def _row_or_none(line: str) -> dict[str, float] | None:

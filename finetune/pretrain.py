@@ -12,7 +12,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import nn
 
-from finetune.loop import LoopConfig, Loss, Step, train
+from finetune.loop import TIMED, LoopConfig, Loss, Step, train
 from finetune.losses import bits_per_byte, token_nll_sum
 from finetune.model import (
     ModelConfig,
@@ -100,7 +100,7 @@ def run_pretrain(
         "num_parameters": num_parameters(model),
         "num_tokens": num_steps * config.batch_rows * config.row_length,
         "epochs": num_steps * config.batch_rows / len(rows.ids_BT),
-        "final": {k: v for k, v in result.metrics[-1].items() if k != "tokens_per_s"},
+        "final": {k: v for k, v in result.metrics[-1].items() if k not in TIMED},
     }
     files = [describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics))]
     counts = Counts(len(texts), len(texts))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from finetune.chat import encode_prompt
 from finetune.generate import Completion, Sampling, generate
 from finetune.labels import RankedPrompt, ranked_prompts
-from finetune.loop import LoopConfig, Loss, Step, train
+from finetune.loop import LoopConfig, Loss, Step, precision_of, train
 from finetune.losses import group_advantages, grpo_sum, kl_estimate
 from finetune.model import end_scores, label_log_probs, load_language_model, load_reward_model
 from finetune.packing import IGNORE, Segment, TokenBatch, pad_right
@@ -206,8 +206,9 @@ def heldout_rewards(
 ) -> list[dict[str, Any]]:
     """Per held-out prompt: the mean reward of `best_of` answers of SFT and of the result, the best
     of SFT's, and ln p(result) - ln p(SFT) of the result's answers, which estimates the KL."""
+    device = precision_of(config).device
     for network in (model, reference, judge.model):
-        network.to("cpu").eval()
+        network.to(device).eval()
     sampling = Sampling(config.max_new_tokens, stop_ids=(token_id(tokenizer, TURN_END),))
     rows: list[dict[str, Any]] = []
     at_once = max(1, _ROWS_AT_ONCE // config.best_of)
@@ -220,7 +221,7 @@ def heldout_rewards(
         rewards_before = judge.rewards(several, before).view(-1, config.best_of)
         rewards_after = judge.rewards(several, after).view(-1, config.best_of)
         segments = [_segment(p, c) for p, c in zip(several, after, strict=True)]
-        batch = pad_right(segments, judge.pad_id)
+        batch = pad_right(segments, judge.pad_id).to(device)
         with torch.no_grad():
             gap = label_log_probs(model, batch) - label_log_probs(reference, batch)
         kl = gap.sum(dim=1).view(-1, config.best_of).mean(dim=1)

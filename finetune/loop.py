@@ -89,7 +89,7 @@ def train(
     Raises NotFiniteError, with the batch saved, as soon as a number stops being one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    precision = _precision(config)
+    precision = precision_of(config)
     model.to(precision.device)
     optimizer = new_optimizer(model, config)
     done = load_checkpoint(folder / "checkpoint.pt", model, optimizer)
@@ -142,7 +142,8 @@ def learning_rate(step: int, num_steps: int, config: LoopConfig) -> float:
     return config.learning_rate * (floor + (1 - floor) * cosine)
 
 
-def _precision(config: LoopConfig) -> Precision:
+def precision_of(config: LoopConfig) -> Precision:
+    """Where a stage computes, and how."""
     return best_precision(None if config.device == "auto" else torch.device(config.device))
 
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,3 +109,12 @@ def tasks(store: Store, lead: Account) -> Callable[..., None]:
         )
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _keep_main():
+    """Streamlit's AppTest puts the app's script in the place of `__main__`; a pool spawned by a
+    later test would run it in every worker."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main

@@ -13,7 +13,7 @@ demo: $(VENV)/.all
 	$(BIN)/flywheel demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -m long
@@ -52,4 +52,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
 	touch $(VENV)/.all
 
 clean:
-	rm -rf $(VENV) data .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) data/demo .pytest_cache .ruff_cache .import_linter_cache

@@ -193,7 +193,7 @@ def zstd_coder(training: bytes = b"") -> Callable[[bytes], int]:
     try:
         import zstandard  # in the report extra: only this stage needs it
     except ModuleNotFoundError:
-        raise UserError('zstd needs: pip install "flywheel-llm[report]"') from None
+        raise UserError('zstd needs: pip install "flywheel-llm[train]"') from None
     options: dict[str, Any] = {
         "write_content_size": 0,
         "write_checksum": 0,

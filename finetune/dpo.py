@@ -84,7 +84,6 @@ def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) ->
         )
         lineage = {"kind": "dpo", "parents": output.parents, "config": config.identity()}
         model_id = registry.publish(model.cpu(), tokenizer, lineage)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
     facts = {
         "model_id": model_id,
         "heldout_prompts": [pair.prompt_id for pair in held_out],
@@ -92,9 +91,11 @@ def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) ->
     }
     files = [describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics))]
     dropped = {"too-long": num_pairs - len(found)} if len(found) < num_pairs else {}
-    return output.commit(
+    manifest = output.commit(
         files, Counts(num_pairs, len(found), dropped), started=started, facts=facts
     )
+    (storage.local_path(output.url) / "checkpoint.pt").unlink(missing_ok=True)
+    return manifest
 
 
 def make_pairs(

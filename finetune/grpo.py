@@ -120,16 +120,20 @@ def run_grpo(
         )
         lineage = {"kind": "grpo", "parents": output.parents, "config": config.identity()}
         model_id = registry.publish(model.cpu(), tokenizer, lineage)
-        held_out = _prompts(tokenizer, ranked_prompts(labels, heldout=True))
+        ranked = ranked_prompts(labels, heldout=True)
+        held_out = _prompts(tokenizer, ranked)
         rewards = heldout_rewards(config, held_out, judge, model, reference, tokenizer)
+        for row, entry in zip(rewards, ranked, strict=True):
+            row["prompt_id"] = entry.prompt_id
         storage.write_bytes(output.path(REWARDS), json.dumps(rewards).encode())
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
     files = [
         describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics)),
         describe_file(output.path(REWARDS), REWARDS, len(held_out)),
     ]
     counts = Counts(len(prompts), len(prompts))
-    return output.commit(files, counts, started=started, facts={"model_id": model_id})
+    manifest = output.commit(files, counts, started=started, facts={"model_id": model_id})
+    (storage.local_path(output.url) / "checkpoint.pt").unlink(missing_ok=True)
+    return manifest
 
 
 class Rollouts:
@@ -162,7 +166,7 @@ class Rollouts:
         segments = [_segment(p, c) for p, c in zip(prompts, completions, strict=True)]
         batch = pad_right(segments, self.judge.pad_id).to(device)
         sampled = batch.labels_BT != IGNORE
-        with torch.no_grad():
+        with torch.no_grad(), precision_of(config).autocast():  # as the objective will see them
             sampler = label_log_probs(model, batch)
             reference = label_log_probs(self.reference, batch)
         kl = float(((sampler - reference) * sampled).sum() / len(prompts))

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from finetune.chat import encode_answer, encode_chat, encode_prompt
 from finetune.packing import Segment
 from pipeline.core.errors import UserError
-from pipeline.core.identity import is_heldout
+from pipeline.core.identity import is_heldout, prompt_id
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Comparison, Conversation, Message, read_records
 
@@ -38,13 +38,20 @@ class RankedPrompt:
 def conversations(labels: Manifest, *, heldout: bool) -> list[Conversation]:
     """The demonstrations of one side of the split, by id. Raises UserError if there are none."""
     found = read_records(labels.file_url("conversations.parquet"), Conversation)
-    chosen = [c for c in found if is_heldout(c.prompt_id, HELDOUT_FRACTION) == heldout]
+    chosen = [c for c in found if is_heldout(split_id(c.messages), HELDOUT_FRACTION) == heldout]
     if not chosen:
         raise UserError(
             f"no {'held-out' if heldout else 'training'} demonstrations among {len(found)} in"
             f" {labels.url}; write or import more answers"
         )
     return chosen
+
+
+def split_id(messages: Sequence[Message]) -> str:
+    """What decides the side of a conversation: its first turn of the user, so that no question
+    of a held-out prompt comes back inside a longer, training one."""
+    first = next((i for i, m in enumerate(messages) if m.role == "user"), len(messages) - 1)
+    return prompt_id(messages[: first + 1])
 
 
 def ranked_prompts(labels: Manifest, *, heldout: bool) -> list[RankedPrompt]:
@@ -60,7 +67,7 @@ def ranked_prompts(labels: Manifest, *, heldout: bool) -> list[RankedPrompt]:
     ranked = [
         _ranked(groups[key])
         for key in sorted(groups)
-        if is_heldout(key[0], HELDOUT_FRACTION) == heldout
+        if is_heldout(split_id(groups[key][0].prompt), HELDOUT_FRACTION) == heldout
     ]
     if not ranked:
         raise UserError(
@@ -71,12 +78,14 @@ def ranked_prompts(labels: Manifest, *, heldout: bool) -> list[RankedPrompt]:
 
 
 def chat_segment(tokenizer: Tokenizer, messages: Sequence[Message]) -> Segment:
-    """A conversation with the assistant's turns supervised. Raises UserError if there are none
-    (an all-zero mask would train on nothing, transformers#34172)."""
-    chat = encode_chat(tokenizer, messages)
-    if not any(chat.supervised):
-        raise UserError("a demonstration has no assistant's turn; delete it or answer it")
-    return Segment(chat.ids, chat.supervised)
+    """A conversation with its last turn supervised, the one that a person wrote: earlier answers
+    may be a model's own, as in a conversation that a user rejected. Raises UserError if the last
+    turn is not the assistant's (an all-zero mask would train on nothing, transformers#34172)."""
+    if not messages or messages[-1].role != "assistant":
+        raise UserError("a demonstration must end with the assistant's turn; answer or delete it")
+    before = len(encode_prompt(tokenizer, messages[:-1]))
+    ids = encode_chat(tokenizer, messages).ids
+    return Segment(ids, tuple(index >= before for index in range(len(ids))))
 
 
 def answer_segment(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> Segment:

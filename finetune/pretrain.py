@@ -94,7 +94,6 @@ def run_pretrain(
         )
         lineage = {"kind": "base", "parents": output.parents, "config": identity}
         model_id = Registry(run.root).publish(model.cpu(), tokenizer, lineage)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
     facts = {
         "model_id": model_id,
         "num_parameters": num_parameters(model),
@@ -104,7 +103,9 @@ def run_pretrain(
     }
     files = [describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics))]
     counts = Counts(len(texts), len(texts))
-    return output.commit(files, counts, started=started, facts=facts)
+    manifest = output.commit(files, counts, started=started, facts=facts)
+    (storage.local_path(output.url) / "checkpoint.pt").unlink(missing_ok=True)
+    return manifest
 
 
 def next_token_objective(model: nn.Module, batch: TokenBatch) -> Loss:

@@ -77,12 +77,19 @@ class Registry:
             return None
 
     def point(self, name: PointerName, identity: str, reason: str) -> None:
-        """Repoint, in one step that a reader sees wholly or not at all."""
+        """Repoint, in one step that a reader sees wholly or not at all. The history is written
+        first: a kill in between leaves a line that says what was about to be."""
         self.folder(identity)
-        storage.write_bytes(str(self.root / "pointers" / name), identity.encode())
         entry = {"at": self.clock().isoformat(), "pointer": name, "model": identity, "why": reason}
-        with (self.root / "pointers" / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(canonical_json(entry) + "\n")
+        self._append(canonical_json(entry))
+        storage.write_bytes(str(self.root / "pointers" / name), identity.encode())
+
+    def _append(self, line: str) -> None:
+        path = self.root / "pointers" / "history.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            torn = file.seek(0, os.SEEK_END) > 0 and _last_byte(path) != b"\n"
+            file.write((b"\n" if torn else b"") + line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -108,14 +115,25 @@ class Registry:
         path = self.root / "pointers" / "history.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        found: list[dict[str, Any]] = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # a power cut tore it; its pointer had not moved yet
+                continue
+        return found
 
 
 def folder_model_id(folder: Path) -> str:
     """The content's name: sha256 over the sorted (path, sha256) list of the folder's files."""
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     return model_id((name, describe_file(str(folder / name), name).sha256) for name in names)
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
 
 
 def _fsync_tree(folder: Path) -> None:

@@ -81,15 +81,16 @@ def run_reward(config: RewardConfig, base_id: str, labels: Manifest, run: RunCon
         model, result = _fit("reward", config, base, sets, pad_id, folder)
         lineage = {"kind": "reward", "parents": output.parents, "config": config.identity()}
         model_id = registry.publish(model.cpu(), tokenizer, lineage)
-        for checkpoint in folder.rglob("checkpoint.pt"):
-            checkpoint.unlink()
     files = [
         describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics)),
         describe_file(output.path(PAIRS), PAIRS, len(pairs)),
     ]
     dropped = {"too-long": len(ranked) - len(sets)} if len(sets) < len(ranked) else {}
     counts = Counts(len(ranked), len(sets), dropped)
-    return output.commit(files, counts, started=started, facts={"model_id": model_id})
+    manifest = output.commit(files, counts, started=started, facts={"model_id": model_id})
+    for checkpoint in folder.rglob("checkpoint.pt"):
+        checkpoint.unlink()
+    return manifest
 
 
 def answer_set(tokenizer: Tokenizer, ranked: RankedPrompt, max_length: int) -> AnswerSet | None:

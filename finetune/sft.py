@@ -67,11 +67,12 @@ def run_sft(config: SftConfig, base_id: str, labels: Manifest, run: RunConfig) -
         )
         lineage = {"kind": "sft", "parents": output.parents, "config": config.identity()}
         model_id = Registry(run.root).publish(model.cpu(), tokenizer, lineage)
-        (storage.local_path(output.url) / "checkpoint.pt").unlink(missing_ok=True)
     files = [describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics))]
     dropped = {"longer-than-a-row": num_oversize} if num_oversize else {}
     counts = Counts(len(segments), len(segments) - num_oversize, dropped)
-    return output.commit(files, counts, started=started, facts={"model_id": model_id})
+    manifest = output.commit(files, counts, started=started, facts={"model_id": model_id})
+    (storage.local_path(output.url) / "checkpoint.pt").unlink(missing_ok=True)
+    return manifest
 
 
 def _evaluation(
@@ -80,7 +81,7 @@ def _evaluation(
     every = max(1, num_steps // 5)
 
     def evaluate(steps_done: int, model: nn.Module) -> dict[str, float]:
-        if steps_done % every and steps_done != num_steps:
+        if (steps_done % every and steps_done != num_steps) or not len(rows.ids_BT):
             return {}
         return {"heldout_bits_per_byte": rows_bits_per_byte(model, rows, sizes)}
 

@@ -14,6 +14,8 @@ from pipeline.core.errors import UserError
 
 DEMO_CONFIG = str(Path(__file__).parent / "runs" / "demo.toml")
 
+_UNUSABLE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+
 _OVERVIEW = """\
 Turn the open web into an assistant, and the assistant's mistakes into next week's training data.
 
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:
+        if error.errno in _UNUSABLE and error.filename:
+            return _fail(f"flywheel: {error.filename}: {error.strerror}; check run.root", 2)
         if error.errno != errno.ENOSPC:
             raise
         where = error.filename or "the disk"
@@ -81,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
-            help=argparse.SUPPRESS,
             description=text,
             epilog=_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -109,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command("demo", _demo, _DEMO)
     command("site", _site, _SITE)
-    labels = commands.add_parser("labels", help=argparse.SUPPRESS, description=_LABELS)
+    labels = commands.add_parser("labels", description=_LABELS)
     _labels_parser(labels)
     return parser
 
@@ -126,7 +129,9 @@ def _labels_parser(labels: argparse.ArgumentParser) -> None:
         return added
 
     imported = deed("import", _labels_import, "import answers and rankings from JSON Lines files")
-    imported.add_argument("--file", action="append", required=True, metavar="FILE", dest="files")
+    imported.add_argument(
+        "--file", action="append", required=True, metavar="FILE", dest="files", help="repeatable"
+    )
     exported = deed("export", _labels_export, "write all labels as Parquet")
     exported.add_argument("--to", required=True, metavar="FOLDER")
     account = deed("account", _labels_account, "make an account; prints its one-time password")

@@ -2,11 +2,13 @@
 
 import contextlib
 import shlex
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -73,6 +75,7 @@ def _background(command: str, common: Sequence[str], url: str) -> Generator[None
     """As a child of this process, ended behind you."""
     argv = [command, *common]
     print(f"\n$ {shlex.join(['flywheel', *argv])} &", flush=True)
+    _check_free(url, command)
     child = subprocess.Popen([sys.executable, "-m", "infra.cli", *argv], stdin=subprocess.DEVNULL)
     try:
         _wait_until_it_answers(url, command, child)
@@ -84,6 +87,18 @@ def _background(command: str, common: Sequence[str], url: str) -> Generator[None
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+def _check_free(url: str, command: str) -> None:
+    """Raises UserError if something listens there already: it would be taken for ours."""
+    address = urllib.parse.urlsplit(url)
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        if probe.connect_ex((address.hostname or "127.0.0.1", address.port or 80)) == 0:
+            raise UserError(
+                f"port {address.port} is in use; end what listens there, or choose another"
+                f" with {command}.port=NUMBER"
+            )
 
 
 def _wait_until_it_answers(

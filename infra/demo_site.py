@@ -327,7 +327,7 @@ class DemoSite:
         except OSError as error:
             raise UserError(
                 f"cannot listen on {self.host} port {self.port} ({error.strerror}): "
-                "choose another with --port (0 takes any free one)"
+                "choose another with site.port=NUMBER"
             ) from error
         self.port = self._server.server_port
         self._fixed = _fixed_pages(self.url, self.modules)

@@ -3,7 +3,6 @@
 import datetime as dt
 from collections.abc import Sequence
 
-from finetune.registry import Registry
 from infra.serve import ServeConfig
 from infra.tables import table
 from labeling_app import auth, export, feedback, imports, launch
@@ -70,20 +69,26 @@ def chat(config: Config, question: str, thumbs_down: str | None) -> None:
     pieces: list[str] = []
     for piece in client.stream(model, [prompt]):
         pieces.append(piece)
-        print(piece, end="", flush=True)
+        print(_printable(piece), end="", flush=True)
     print()
     if thumbs_down is None:
         return
     rated = (prompt, Message.of("assistant", "".join(pieces)))
-    model_id = Registry(config.run.root).pointer("champion") or model
     click = Feedback(
-        thumbs_down, prompt_id([prompt]), rated, model_id, -1, "", dt.datetime.now(dt.UTC)
+        thumbs_down, prompt_id([prompt]), rated, model, -1, "", dt.datetime.now(dt.UTC)
     )
     receipt = feedback.record_feedback(_store(config), click)
     again = ", as before" if receipt.repeated else ""
     print(f"thumbs-down {thumbs_down!r} is task {receipt.task_id} in the queue{again}")
 
 
+def _printable(text: str) -> str:
+    """What models and users wrote must not drive this terminal."""
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text
+    )
+
+
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = _printable(" ".join(text.split()))
     return line if len(line) <= 60 else line[:57] + "..."

@@ -216,7 +216,7 @@ def grpo_contrast(grpo: Manifest) -> Contrast:
         ("Pleasing the reward model", "reward", "GRPO", "SFT"),
         [row["grpo"] for row in rows],
         [row["sft"] for row in rows],
-        [str(index) for index in range(len(rows))],
+        [row["prompt_id"] for row in rows],
         more_is_better=True,
         note=note,
     )

@@ -28,7 +28,7 @@ from labeling_app.store import LabelsConfig, open_store
 from pipeline.core import storage
 from pipeline.core.config import Config, Section
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import Manifest, WouldRun, planning, read_manifest
+from pipeline.core.manifest import Manifest, WouldRun, is_planning, planning, read_manifest
 
 
 class WeeklyConfig(Section):
@@ -62,7 +62,10 @@ def run_weekly(config: Config) -> Week:
     registry = Registry(config.run.root)
     with _one_at_a_time(config.run.root):
         labels_config = config.section("labels", LabelsConfig)
-        store = open_store(labels_config.store_url(config.run))
+        place = labels_config.store_url(config.run)
+        if is_planning() and "://" not in place and not Path(place).exists():
+            raise WouldRun("labels", place)  # opening the store would create it
+        store = open_store(place)
         labels = run_labels(labels_config, store, config.run)
         week = _week(config, base.model_id, labels, registry)
         _deploy(registry, week.challenger.facts["model"], week.gate)
@@ -134,23 +137,23 @@ def _snapshot(root: str, digest: str) -> Manifest:
 
 def _opponent(registry: Registry, candidate: str) -> str:
     """The champion; or, for a candidate that already was champion, the one it replaced."""
+    champion = registry.pointer("champion")
+    if champion is None:
+        raise UserError("there is no champion yet; run `flywheel pretrain` first")
     before: str | None = None
     for entry in registry.history():
         if entry["pointer"] == "champion":
             if entry["model"] == candidate and before is not None:
                 return before
             before = entry["model"]
-    if before is None:
-        raise UserError("there is no champion yet; run `flywheel pretrain` first")
-    return before
+    return champion
 
 
 def _deploy(registry: Registry, candidate: str, gate: Manifest) -> None:
     """Promote once: a model that was rolled back does not return without new labels."""
-    once_champion = any(
-        entry["pointer"] == "champion" and entry["model"] == candidate
-        for entry in registry.history()
-    )
+    champions = [e["model"] for e in registry.history() if e["pointer"] == "champion"]
+    # The last line may be a promotion that a kill kept from happening: that one is done again.
+    once_champion = candidate in champions[:-1] or registry.pointer("champion") == candidate
     if registry.pointer("challenger") != candidate:
         registry.point("challenger", candidate, f"gate: {gate.facts['verdict']}")
     if gate.facts["verdict"] == "promote" and not once_champion:

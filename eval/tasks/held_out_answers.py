@@ -4,20 +4,25 @@ from collections.abc import Sequence
 
 from eval.model import LanguageModel
 from eval.results import SampleResult
+from finetune.labels import split_id
 from finetune.losses import bits_per_byte
 from pipeline.core.identity import canonical_json, is_heldout
 from pipeline.core.records import Conversation
 
 TASK, METRIC = "held_out_answers", "bits_per_byte"
 
+CANARY_SOURCES = "canary-"
+
 
 def held_out(conversations: Sequence[Conversation], fraction: float) -> list[Conversation]:
-    """Those of held-out prompts that end with an answer of at least one byte."""
+    """Those of held-out prompts that end with an answer of at least one byte. Canaries are left
+    out: their refusals follow a few templates that training has read word for word."""
     return [
         conversation
         for conversation in conversations
-        if is_heldout(conversation.prompt_id, fraction)
-        and conversation.messages
+        if conversation.messages
+        and not conversation.source.startswith(CANARY_SOURCES)
+        and is_heldout(split_id(conversation.messages), fraction)
         and conversation.messages[-1].role == "assistant"
         and conversation.messages[-1].text
     ]

@@ -83,12 +83,13 @@ def load_config(
         raise UserError(f"cannot read the config {str(path)!r}: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from None
-    for override in overrides:
-        name, key, value = _parse_override(override)
-        sections.setdefault(name, {})[key] = value
     for name, values in sections.items():
         if not isinstance(values, dict):
             raise UserError(f"{path}: {name!r} stands outside a section; put it under [run], say")
+    for override in overrides:
+        name, key, value = _parse_override(override)
+        sections.setdefault(name, {})[key] = value
+    for name in sections:
         if known and name not in known:
             raise UserError(f"{path}: unknown section [{name}]{_nearest(name, known)}")
     return Config(sections, str(path))

@@ -95,6 +95,18 @@ class Manifest:
     def content_hash(self) -> str:
         return sha256_text(canonical_json(self.content))
 
+    def check_files(self) -> None:
+        """Raises UserError if a file of the output's folder is gone or cut short."""
+        for entry in self.files:
+            url = storage.join(self.url, entry.name)
+            if entry.name in self.run.get("locations", {}):
+                continue
+            if not storage.exists(url) or storage.size(url) != entry.num_bytes:
+                raise UserError(
+                    f"{url} is missing or changed; delete {storage.join(self.url, MANIFEST)}"
+                    " and what stands beside it, and rerun"
+                )
+
     def file_url(self, name: str) -> str:
         """Where a file lies: in the output's folder, or where `run.locations` says (ingest)."""
         return self.run.get("locations", {}).get(name) or storage.join(self.url, name)
@@ -192,7 +204,9 @@ class StageOutput:
         Raises WouldRun instead of None under `planning()`.
         """
         if storage.exists(storage.join(self.url, MANIFEST)):
-            return read_manifest(self.url)
+            manifest = read_manifest(self.url)
+            manifest.check_files()
+            return manifest
         if _PLANNING.get():
             raise WouldRun(self.stage, self.url)
         return None

@@ -86,5 +86,5 @@ def test_a_user_cannot_open_the_assistants_turn_by_typing_it(tokenizer) -> None:
 def test_unknown_roles_and_demonstrations_without_an_answer_are_refused(tokenizer) -> None:
     with pytest.raises(UserError, match="'robot'"):
         encode_chat(tokenizer, (Message.of("robot", "x"),))
-    with pytest.raises(UserError, match="no assistant"):
+    with pytest.raises(UserError, match="end with the assistant"):
         chat_segment(tokenizer, TALK[:2])

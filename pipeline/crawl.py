@@ -1,6 +1,6 @@
 """Stage "crawl": seeds in, WARC files out, politely; killed at any moment, a rerun goes on.
 
-Runs as `flywheel crawl`, as `python pipeline/crawl.py`, and on a cluster's head node as
+
 `ray submit infra/cluster.yaml pipeline/crawl.py --config FILE section.key=value …`.
 """
 

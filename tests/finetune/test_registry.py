@@ -76,3 +76,15 @@ def test_the_seed_decides_the_weights(tokenizer, model) -> None:
     same, other = new_model(shape, tokenizer, seed=1), new_model(shape, tokenizer, seed=2)
     assert torch.equal(same.lm_head.weight, model.lm_head.weight)
     assert not torch.equal(other.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_torn_line_of_history_is_passed_over_and_the_next_stands_alone(
+    run, tokenizer, model
+) -> None:
+    registry = _registry(run)
+    first = registry.publish(model, tokenizer, {"n": 1})
+    registry.promote(first, "the first")
+    with (Path(run.root) / "pointers" / "history.jsonl").open("a") as file:
+        file.write('{"at":"2026-11-2')
+    registry.point("challenger", first, "again")
+    assert [entry["pointer"] for entry in registry.history()] == ["champion", "challenger"]

@@ -94,7 +94,7 @@ def test_repeated_keys_by_hand():
 
 def test_only_the_first_document_keeps_a_line():
     keys = {0: 5, 2: 7, 3: 5}
-    assert lines_to_remove(keys, {5: "doc-a"}, "doc-a") == []
+    assert lines_to_remove(keys, {5: "doc-a"}, "doc-a") == [3]  # where it first stands
     assert lines_to_remove(keys, {5: "doc-a"}, "doc-b") == [0, 3]
     assert without_lines("menu\nx\ny\nmenu", [0, 3]) == "x\ny"
     assert without_lines(" as it is \n", []) == " as it is \n"

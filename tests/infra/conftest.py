@@ -250,7 +250,13 @@ class Build:
     def grpo(self, folder: Path) -> dict[str, Any]:
         self.metrics(folder, 24, reward=(0.2, 1.1), kl=(0.0, 6.5))
         self.rewards = [
-            {"sft": s, "best_of_n": s + 0.9, "grpo": s + 0.5 + 0.1 * (i % 5), "kl": 6.0 + i % 2}
+            {
+                "sft": s,
+                "best_of_n": s + 0.9,
+                "grpo": s + 0.5 + 0.1 * (i % 5),
+                "kl": 6.0 + i % 2,
+                "prompt_id": f"p{i}",
+            }
             for i, s in enumerate(self.random.normal(0.2, 0.5, self.num_answers).tolist())
         ]
         (folder / "heldout-rewards.json").write_text(json.dumps(self.rewards))

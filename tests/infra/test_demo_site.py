@@ -317,7 +317,7 @@ def test_a_port_in_use_is_one_line_that_names_the_mend(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert str(site.port) in error
-    assert "--port" in error
+    assert "site.port=NUMBER" in error
 
 
 # ------------------------------------------------------------------------ modules that misbehave

@@ -16,7 +16,6 @@ from pathlib import Path
 import zstandard
 from rows import Row, record, row
 
-from finetune.grpo import REWARDS
 from finetune.reward import PAIRS
 from infra import settings
 from infra.base import finished_base
@@ -64,15 +63,10 @@ def compression(facts: dict[str, dict[str, float]]) -> list[Row]:
 
 def labels(week: object) -> list[Row]:
     pairs = _json(week.reward, PAIRS)
-    rewards = _json(week.grpo, REWARDS)
     model, length = (_mean(p[k] for p in pairs) for k in ("model", "length"))
-    sft, grpo, best = (_mean(r[k] for r in rewards) for k in ("sft", "grpo", "best_of_n"))
-    accuracy = row("reward", SCRIPT, ("length alone", "-"), model, length, "share of pairs right")
-    reward_rows = [
-        row("rlhf", SCRIPT, (name, "-"), grpo, value, "mean reward")
-        for name, value in (("SFT", sft), ("best of n of SFT", best))
-    ]
-    return [accuracy, *reward_rows]
+    return [
+        row("reward", SCRIPT, ("length alone", "-"), model, length, "share of pairs right"),
+    ]  # rewards have no zero, so RLHF's has no ratio: the report shows its difference
 
 
 def _json(manifest: object, name: str) -> list[dict[str, float]]:

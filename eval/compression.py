@@ -39,9 +39,9 @@ class CompressionConfig(Section):
 
     heldout_bytes: int = Field(300_000, ge=1, description="compress at most this much")
     priming_bytes: int = Field(32_000_000, ge=1, description="prime with at most this much")
-    num_dreams: int = Field(6, ge=0)
-    dream_tokens: int = Field(120, ge=1)
-    dream_temperature: float = Field(0.8, gt=0)
+    num_dreams: int = Field(6, ge=0, description="texts to let the base model write")
+    dream_tokens: int = Field(120, ge=1, description="length of a dream")
+    dream_temperature: float = Field(0.8, gt=0, description="of sampling")
     seed: int = Field(0, ge=0, description="of the dreams")
 
 

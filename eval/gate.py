@@ -35,7 +35,9 @@ Verdict = Literal["promote", "reject", "insufficient-data"]
 class GateConfig(Section):
     """[gate]"""
 
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="of every interval; 0.95 is a 95% interval"
+    )
     choice_margin: float = Field(0.05, gt=0, description="loss of probability we put up with")
     redteam_margin: float = Field(
         0.3, gt=0, description="rise of the BAD rate we put up with; ten goals cannot show less"

@@ -16,8 +16,8 @@ def save_checkpoint(
     """What the next step depends on: weights, optimizer and step. Batches and sampling are pure
     functions of (seed, step), so no cursor and no generator state is needed."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    with storage.atomic_file(str(path)) as temporary:
-        torch.save(state, temporary)
+    with storage.atomic_file(str(path)) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)  # into an open file: by name, torch hides why a write failed
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from finetune.labels import RankedPrompt, answer_segment, ranked_prompts
-from finetune.loop import LoopConfig, Loss, Step, train
+from finetune.loop import DECAY, PEAK, LoopConfig, Loss, Step, train
 from finetune.losses import dpo_sum
 from finetune.model import label_log_probs, load_language_model
 from finetune.packing import Segment, pad_right
@@ -28,12 +28,12 @@ VERSION = 1
 class DpoConfig(LoopConfig):
     """[dpo]"""
 
-    learning_rate: float = Field(2e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    beta: float = Field(0.1, gt=0)
-    epochs: float = Field(1.0, gt=0)
-    batch_pairs: int = Field(16, ge=1)
-    max_length: int = Field(256, ge=32)
+    learning_rate: float = Field(2e-4, gt=0, description=PEAK)
+    weight_decay: float = Field(0.0, ge=0, description=DECAY)
+    beta: float = Field(0.1, gt=0, description="strength of the tie to the SFT model")
+    epochs: float = Field(1.0, gt=0, description="passes over the pairs")
+    batch_pairs: int = Field(16, ge=1, description="pairs of one optimizer step")
+    max_length: int = Field(256, ge=32, description="tokens of prompt and answer")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from finetune.chat import encode_prompt
 from finetune.generate import Completion, Sampling, generate
 from finetune.labels import RankedPrompt, ranked_prompts
-from finetune.loop import LoopConfig, Loss, Step, precision_of, train
+from finetune.loop import (
+    DECAY,
+    INTERVAL,
+    PEAK,
+    WARM_UP,
+    LoopConfig,
+    Loss,
+    Step,
+    precision_of,
+    train,
+)
 from finetune.losses import group_advantages, grpo_sum, kl_estimate
 from finetune.model import end_scores, label_log_probs, load_language_model, load_reward_model
 from finetune.packing import IGNORE, Segment, TokenBatch, pad_right
@@ -26,7 +36,7 @@ from finetune.pretrain import shuffled_epochs
 from finetune.registry import Registry
 from finetune.tokenizer import PAD, TURN_END, load_tokenizer, token_id
 from pipeline.core import storage
-from pipeline.core.config import RunConfig
+from pipeline.core.config import RunConfig, operational
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 
 VERSION = 1
@@ -37,17 +47,17 @@ _ROWS_AT_ONCE = 128
 class GrpoConfig(LoopConfig):
     """[grpo]"""
 
-    learning_rate: float = Field(2e-4, gt=0)
-    warmup_steps: int = Field(2, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    checkpoint_every: int = Field(5, ge=1, json_schema_extra={"operational": True})
-    steps: int = Field(24, ge=1)
-    batch_prompts: int = Field(8, ge=1)
-    group_size: int = Field(8, ge=2)
-    max_new_tokens: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-4, gt=0, description=PEAK)
+    warmup_steps: int = Field(2, ge=0, description=WARM_UP)
+    weight_decay: float = Field(0.0, ge=0, description=DECAY)
+    checkpoint_every: int = operational(5, ge=1, description=INTERVAL)
+    steps: int = Field(24, ge=1, description="optimizer steps")
+    batch_prompts: int = Field(8, ge=1, description="prompts of one step")
+    group_size: int = Field(8, ge=2, description="answers sampled for each prompt")
+    max_new_tokens: int = Field(64, ge=1, description="of a sampled answer")
     beta: float = Field(0.05, ge=0, description="weight of the KL term, per token")
     max_kl: float = Field(20.0, gt=0, description="nats per answer; past it a step pulls back")
-    clip: float = Field(0.2, gt=0, lt=1)
+    clip: float = Field(0.2, gt=0, lt=1, description="of the probability ratio, to either side")
     unfinished_penalty: float = Field(1.0, ge=0, description="off the reward of a cut-off answer")
     best_of: int = Field(8, ge=2, description="best-of-n of the SFT model, shown beside")
 

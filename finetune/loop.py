@@ -18,10 +18,16 @@ from torch import Tensor, nn
 
 from finetune.checkpoint import load_checkpoint, save_checkpoint
 from finetune.model import Precision, best_precision, peak_flops, training_flops_per_token
-from pipeline.core.config import Section
+from pipeline.core import storage
+from pipeline.core.config import Section, operational
 from pipeline.core.progress import Progress
 
 B = TypeVar("B")
+# What keys mean that every stage has and most give a default of their own.
+PEAK = "peak, after the warm-up"
+WARM_UP = "steps of linear warm-up"
+INTERVAL = "steps; what a kill can cost"
+DECAY = "AdamW, of matrices only"
 # What depends on the machine goes to a file of its own: metrics.jsonl is part of a result's hash.
 TIMED = frozenset({"tokens_per_s", "mfu", "memory_gb"})
 
@@ -29,15 +35,19 @@ TIMED = frozenset({"tokens_per_s", "mfu", "memory_gb"})
 class LoopConfig(Section):
     """The loop's part of a stage's section."""
 
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(10, ge=0)
-    final_lr_fraction: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.1, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
-    beta2: float = Field(0.95, gt=0, lt=1)
-    seed: int = 0
-    checkpoint_every: int = Field(100, ge=1, json_schema_extra={"operational": True})
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", json_schema_extra={"operational": True})
+    learning_rate: float = Field(1e-3, gt=0, description=PEAK)
+    warmup_steps: int = Field(10, ge=0, description=WARM_UP)
+    final_lr_fraction: float = Field(
+        0.1, ge=0, le=1, description="of the peak, at the last step (cosine)"
+    )
+    weight_decay: float = Field(0.1, ge=0, description=DECAY)
+    grad_clip: float = Field(1.0, gt=0, description="norm")
+    beta2: float = Field(0.95, gt=0, lt=1, description="AdamW")
+    seed: int = Field(0, description="of the order of batches and of sampling")
+    checkpoint_every: int = operational(100, ge=1, description=INTERVAL)
+    device: Literal["auto", "cpu", "cuda"] = operational(
+        "auto", description="auto: a GPU if there is one"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,14 +208,8 @@ class _MetricsLog:
 
     def __init__(self, path: Path, steps_done: int) -> None:
         self.path = path
-        self.rows: list[dict[str, float]] = []
-        if path.exists() and steps_done > 0:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = _row_or_none(line)
-                if row is not None and row["step"] <= steps_done:
-                    self.rows.append(row)
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        path.write_text(lines, encoding="utf-8")
+        self.rows = _cut_back(path, steps_done)
+        _cut_back(path.with_name("rates.jsonl"), steps_done)
 
     def append(self, row: dict[str, float]) -> None:
         self.rows.append(row)
@@ -213,6 +217,19 @@ class _MetricsLog:
             part = {k: v for k, v in row.items() if k == "step" or (k in TIMED) == timed}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(part) + "\n")
+
+
+def _cut_back(path: Path, steps_done: int) -> list[dict[str, float]]:
+    """Leave in the file the rows of the steps done, and return them."""
+    rows: list[dict[str, float]] = []
+    if path.exists() and steps_done > 0:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = _row_or_none(line)
+            if row is not None and row["step"] <= steps_done:
+                rows.append(row)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    storage.write_bytes(str(path), lines.encode())
+    return rows
 
 
 def _row_or_none(line: str) -> dict[str, float] | None:

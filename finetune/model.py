@@ -28,10 +28,10 @@ _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, 
 class ModelConfig(Section):
     """[model]: the shape of the base model."""
 
-    hidden_size: int = Field(256, ge=16)
-    num_layers: int = Field(4, ge=1)
-    num_heads: int = Field(8, ge=1)
-    intermediate_size: int = Field(704, ge=16)
+    hidden_size: int = Field(256, ge=16, description="width of the residual stream")
+    num_layers: int = Field(4, ge=1, description="transformer blocks")
+    num_heads: int = Field(8, ge=1, description="attention heads of a block")
+    intermediate_size: int = Field(704, ge=16, description="width of the feed-forward part")
     max_length: int = Field(512, ge=32, description="positions the model can tell apart")
 
 

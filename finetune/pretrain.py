@@ -12,7 +12,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import nn
 
-from finetune.loop import TIMED, LoopConfig, Loss, Step, train
+from finetune.loop import INTERVAL, PEAK, TIMED, WARM_UP, LoopConfig, Loss, Step, train
 from finetune.losses import bits_per_byte, token_nll_sum
 from finetune.model import (
     ModelConfig,
@@ -32,7 +32,7 @@ from finetune.tokenizer import (
     token_id,
 )
 from pipeline.core import storage
-from pipeline.core.config import RunConfig
+from pipeline.core.config import RunConfig, operational
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 
@@ -42,15 +42,15 @@ VERSION = 1
 class PretrainConfig(LoopConfig):
     """[pretrain]"""
 
-    learning_rate: float = Field(2e-3, gt=0)
-    warmup_steps: int = Field(20, ge=0)
-    checkpoint_every: int = Field(50, ge=1, json_schema_extra={"operational": True})
+    learning_rate: float = Field(2e-3, gt=0, description=PEAK)
+    warmup_steps: int = Field(20, ge=0, description=WARM_UP)
+    checkpoint_every: int = operational(50, ge=1, description=INTERVAL)
     num_tokens: int = Field(1_000_000, ge=1, description="train on this many tokens, repeats too")
-    batch_rows: int = Field(16, ge=1)
-    micro_batch_rows: int = Field(16, ge=1)
-    row_length: int = Field(256, ge=8)
-    evaluate_every: int = Field(50, ge=1)
-    evaluate_bytes: int = Field(20_000, ge=1)
+    batch_rows: int = Field(16, ge=1, description="rows of one optimizer step")
+    micro_batch_rows: int = Field(16, ge=1, description="rows on the device at once")
+    row_length: int = Field(256, ge=8, description="tokens of a packed row")
+    evaluate_every: int = Field(50, ge=1, description="steps")
+    evaluate_bytes: int = Field(20_000, ge=1, description="of held-out text, for the loss curve")
 
 
 def run_pretrain(

@@ -7,7 +7,9 @@
 import datetime as dt
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,7 @@ from pipeline.core.manifest import describe_file
 
 PointerName = Literal["champion", "challenger", "previous"]
 LINEAGE = "lineage.json"
+ABANDONED_S = 24 * 3600
 
 
 def _now() -> dt.datetime:
@@ -44,6 +47,7 @@ class Registry:
         quiet()
         models = self.root / "models"
         models.mkdir(parents=True, exist_ok=True)
+        _sweep(models)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=models) as name:
             folder = Path(name) / "model"
             model.save_pretrained(str(folder))
@@ -53,6 +57,7 @@ class Registry:
             if not (models / identity).exists():
                 _fsync_tree(folder)
                 folder.rename(models / identity)
+                storage.fsync(models)
         return identity
 
     def folder(self, identity: str) -> Path:
@@ -136,8 +141,13 @@ def _last_byte(path: Path) -> bytes:
         return file.read(1)
 
 
+def _sweep(models: Path) -> None:
+    """Remove what a killed `publish` left behind: half-written folders of yesterday or before."""
+    for folder in models.glob(".new-*"):
+        if folder.stat().st_mtime < time.time() - ABANDONED_S:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _fsync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        storage.fsync(path)

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from finetune.labels import RankedPrompt, answer_segment, ranked_prompts
-from finetune.loop import LoopConfig, Loss, Step, TrainResult, train
+from finetune.loop import DECAY, PEAK, LoopConfig, Loss, Step, TrainResult, train
 from finetune.losses import k_wise_ranking_sum
 from finetune.model import end_scores, reward_model_from
 from finetune.packing import Segment, pad_right
@@ -37,12 +37,12 @@ PAIRS = "crossvalidated-pairs.json"
 class RewardConfig(LoopConfig):
     """[reward]"""
 
-    learning_rate: float = Field(5e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    epochs: float = Field(2.0, gt=0)
-    batch_prompts: int = Field(8, ge=1)
-    max_length: int = Field(256, ge=32)
-    folds: int = Field(5, ge=2)
+    learning_rate: float = Field(5e-4, gt=0, description=PEAK)
+    weight_decay: float = Field(0.0, ge=0, description=DECAY)
+    epochs: float = Field(2.0, gt=0, description="passes over the rankings")
+    batch_prompts: int = Field(8, ge=1, description="rankings of one optimizer step")
+    max_length: int = Field(256, ge=32, description="tokens of prompt and answer")
+    folds: int = Field(5, ge=2, description="of the cross-validation by prompt")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from finetune.labels import chat_segment, conversations
-from finetune.loop import LoopConfig, train
+from finetune.loop import DECAY, PEAK, LoopConfig, train
 from finetune.model import load_language_model
 from finetune.packing import TokenBatch, pack_best_fit
 from finetune.pretrain import batches_of, next_token_objective, rows_bits_per_byte, token_bytes
@@ -24,12 +24,12 @@ VERSION = 1
 class SftConfig(LoopConfig):
     """[sft]"""
 
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    epochs: float = Field(5.0, gt=0)
-    batch_rows: int = Field(4, ge=1)
-    micro_batch_rows: int = Field(4, ge=1)
-    row_length: int = Field(512, ge=32)
+    learning_rate: float = Field(1e-3, gt=0, description=PEAK)
+    weight_decay: float = Field(0.0, ge=0, description=DECAY)
+    epochs: float = Field(5.0, gt=0, description="passes over the answers")
+    batch_rows: int = Field(4, ge=1, description="rows of one optimizer step")
+    micro_batch_rows: int = Field(4, ge=1, description="rows on the device at once")
+    row_length: int = Field(512, ge=32, description="tokens of a packed row")
 
 
 def run_sft(config: SftConfig, base_id: str, labels: Manifest, run: RunConfig) -> Manifest:

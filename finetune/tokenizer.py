@@ -43,7 +43,9 @@ CHAT_TEMPLATE = (
 class TokenizerConfig(Section):
     """[tokenizer]"""
 
-    vocab_size: int = Field(4096, ge=NUM_SPECIAL + 256, le=65_536)
+    vocab_size: int = Field(
+        4096, ge=NUM_SPECIAL + 256, le=65_536, description="tokens, the special ones included"
+    )
     max_bytes: int = Field(200_000_000, ge=1, description="train on at most this much text")
 
 

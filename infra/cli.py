@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, is_disk_full
 
 DEMO_CONFIG = str(Path(__file__).parent / "runs" / "demo.toml")
 
@@ -30,6 +30,7 @@ one turn of the wheel, in order:
   report     report.html: the whole turn in pictures
   rollback   put the previous champion back
 and
+  config     every key of the run's file: its value, default and meaning
   demo       all of the above on this machine, without network
   site       the web site that the demo crawls
 """
@@ -52,13 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         return 1
-    except OSError as error:
-        if error.errno in _UNUSABLE and error.filename:
-            return _fail(f"flywheel: {error.filename}: {error.strerror}; check run.root", 2)
-        if error.errno != errno.ENOSPC:
-            raise
-        where = error.filename or "the disk"
-        return _fail(f"flywheel: no space left for {where}; free some and rerun: it goes on", 1)
+    except Exception as error:
+        where = getattr(error, "filename", None)
+        if is_disk_full(error):
+            place = where or "what was being written"
+            return _fail(f"flywheel: no space left for {place}; free some and rerun: it goes on", 1)
+        if isinstance(error, OSError) and error.errno in _UNUSABLE and where:
+            return _fail(f"flywheel: {where}: {error.strerror}; check run.root", 2)
+        raise
     return 0
 
 
@@ -110,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     command("rollback", _rollback, _ROLLBACK).add_argument(
         "--reason", required=True, help="kept in the history of the pointers"
     )
+    command("config", _config, _CONFIG).add_argument("--section", help="only this one")
     command("demo", _demo, _DEMO)
     command("site", _site, _SITE)
     labels = commands.add_parser("labels", description=_LABELS)
@@ -172,6 +175,7 @@ _SERVE = "The champion behind an OpenAI-compatible endpoint; follows the pointer
 _CHAT = "Ask the served assistant; with --thumbs-down the answer becomes a labeling task."
 _REPORT = "Write {root}/report.html and print its tables: what this turn of the wheel made."
 _ROLLBACK = "Put the previous champion back; the server follows at its next request."
+_CONFIG = "Every key that a run's file may hold: its value there, its default, what it means."
 _DEMO = "One whole turn on this machine: prints each command as it runs it, and does nothing else."
 _SITE = "Serve the standard library's documentation as a web site to crawl (site.port)."
 _LABELS = "What people wrote and ranked."
@@ -236,6 +240,12 @@ def _rollback(arguments: argparse.Namespace) -> None:
     from infra import settings, weekly
 
     weekly.rollback(settings.load(arguments), arguments.reason)
+
+
+def _config(arguments: argparse.Namespace) -> None:
+    from infra import settings
+
+    settings.show_keys(settings.load(arguments), arguments.section)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -53,8 +53,12 @@ def _source(config: Config) -> Manifest:
 
 def funnel(corpus: Corpus) -> list[tuple[str, str, int]]:
     """(stage, what became of it, number) from the first page to the last shard."""
-    rows = [(corpus.source.stage, "taken", corpus.source.counts.rows_in)]
-    for manifest in (corpus.source, corpus.extract, corpus.quality, corpus.dedupe, corpus.shard):
+    ingested = corpus.source.stage == "ingest"  # counts files; the pages begin with the extraction
+    first = corpus.extract if ingested else corpus.source
+    rows = [("ingest", "files", corpus.source.counts.rows_out)] if ingested else []
+    rows.append((first.stage, "taken", first.counts.rows_in))
+    stages = [corpus.extract, corpus.quality, corpus.dedupe, corpus.shard]
+    for manifest in stages if ingested else [corpus.source, *stages]:
         gone = {**manifest.counts.dropped, **manifest.counts.quarantined}
         if manifest is not corpus.shard:  # which counts all stages' drops once more
             rows += [(manifest.stage, reason, number) for reason, number in gone.items()]
@@ -64,9 +68,19 @@ def funnel(corpus: Corpus) -> list[tuple[str, str, int]]:
     return rows
 
 
+def removed_lines(corpus: Corpus) -> str:
+    """What a funnel of documents does not show."""
+    facts = corpus.dedupe.facts
+    lines, chars = facts["removed_lines"], facts["removed_line_chars"]
+    return f"repeated lines removed from documents: {lines:,} ({chars:,} characters)"
+
+
 def show(corpus: Corpus) -> None:
-    print(table(("stage", "documents", "number"), funnel(corpus)))
+    print(table(("stage", "what became of it", "number"), funnel(corpus)))
+    if damaged := corpus.extract.facts["damaged"]:
+        print(f"\n{table(('could not be read', 'offset', 'reason'), damaged)}")
+    print(f"\n{removed_lines(corpus)}")
     sizes = [
         f"{split} {corpus.shard.facts[split]['bytes']:,} bytes" for split in ("train", "heldout")
     ]
-    print(f"\n{', '.join(sizes)} in {corpus.shard.url}")
+    print(f"{', '.join(sizes)} in {corpus.shard.url}")

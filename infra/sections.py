@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.compression import MODEL
 from eval.report import Table, compression_rows
-from infra.corpus import Corpus, funnel
+from infra.corpus import Corpus, funnel, removed_lines
 from infra.findings import Curve, Turn, curves
 from infra.page import Html, Part, cut, figure, folded, joined, note, section, signed, table_of, tag
 from infra.pictures import Bar, bars, group_size, line_chart
@@ -34,7 +34,8 @@ def funnel_section(corpus: Corpus) -> Part:
             " beside the shards with their reason; nothing is lost from the count.",
         ),
         figure("Documents by stage", bars(picture, alt, label_width=38)),
-        folded("The same as a table", table_of(("stage", "what became of it", "documents"), cells)),
+        note(removed_lines(corpus)),
+        folded("The same as a table", table_of(("stage", "what became of it", "number"), cells)),
     )
 
 

@@ -1,11 +1,18 @@
 """The run's file as the commands read it: which sections there are, and whose they are."""
 
 import argparse
+import contextlib
 import importlib
+import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from infra.tables import table
 from pipeline.core.config import Config, Section, load_config
+from pipeline.core.errors import UserError
 from pipeline.core.manifest import WouldRun, planning
+
+LONGEST_VALUE = 40  # characters of a value in a table
 
 # The model of a section stands in the file of its stage; some of them load torch, so late.
 SECTIONS = {
@@ -35,23 +42,59 @@ SECTIONS = {
 
 
 def load(arguments: argparse.Namespace) -> Config:
-    """The file with its overrides. An overridden section is checked even by a command that does
-    not read it: a misspelt key should not pass in silence. Raises UserError."""
+    """The file with its overrides. All sections are checked, read or not: a misspelt key should
+    not pass in silence. Those of the training stages only if overridden, or if the command loads
+    torch anyhow. Raises UserError."""
     return load_run(arguments.config, arguments.overrides)
 
 
 def load_run(path: str, overrides: Sequence[str]) -> Config:
     config = load_config(path, overrides, tuple(SECTIONS))
-    for override in overrides:
-        check(config, override.partition(".")[0])
+    overridden = {override.partition(".")[0] for override in overrides}
+    for name in config.sections:
+        if name in overridden or "torch" in sys.modules or not _loads_torch(name):
+            check(config, name)
     return config
 
 
+def _loads_torch(name: str) -> bool:
+    return SECTIONS[name].startswith(("finetune.", "eval.", "infra.serve", "infra.weekly"))
+
+
 def check(config: Config, name: str) -> None:
-    """Raises UserError if the section is not as its stage wants it."""
+    """Raises UserError if the section is not as its stage wants it. A stage whose packages are not
+    installed here (an extra that this machine does without) is passed over."""
+    with contextlib.suppress(ModuleNotFoundError):
+        config.section(name, model_of(name))
+
+
+def model_of(name: str) -> type[Section]:
     module, _, model = SECTIONS[name].partition(":")
-    kind: type[Section] = getattr(importlib.import_module(module), model)
-    config.section(name, kind)
+    return getattr(importlib.import_module(module), model)
+
+
+def show_keys(config: Config, only: str | None) -> None:
+    """Print every section's keys: value here, default, meaning. Raises UserError for no section."""
+    if only is not None and only not in SECTIONS:
+        raise UserError(f"no section [{only}]; there are {', '.join(SECTIONS)}")
+    for name in [only] if only else SECTIONS:
+        kind = model_of(name)
+        values = config.section(name, kind)
+        rows = [
+            (
+                key,
+                _toml(getattr(values, key)),
+                _toml(field.get_default(call_default_factory=True)),
+                field.description or "",
+            )
+            for key, field in kind.model_fields.items()
+        ]
+        print(f"\n[{name}]\n{table(('key', 'value', 'default', 'meaning'), rows)}")
+
+
+def _toml(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
 
 
 def check_all(config: Config) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from eval.gate import GateConfig, run_gate
 from eval.report import gate_rows
 from eval.run import EvaluateConfig, run_evaluate
@@ -35,7 +37,9 @@ class WeeklyConfig(Section):
     """[weekly]: which road's model challenges the champion. Fixed beforehand: choosing the best
     of three on the gate's own questions would be choosing noise."""
 
-    challenger: Literal["sft", "dpo", "grpo"] = "grpo"
+    challenger: Literal["sft", "dpo", "grpo"] = Field(
+        "grpo", description="which model meets the champion"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

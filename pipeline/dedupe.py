@@ -85,10 +85,10 @@ class DedupeConfig(Section):
         10, ge=0, description="a line in this many of a host's documents stays in one; 0: all stay"
     )
     line_min_chars: int = Field(20, ge=1, description="shorter lines are left alone")
-    shingle_words: int = Field(5, ge=1)
-    bands: int = Field(14, ge=1)
-    rows: int = Field(8, ge=1)
-    seed: int = 1
+    shingle_words: int = Field(5, ge=1, description="words in a shingle")
+    bands: int = Field(14, ge=1, description="of the MinHash signature")
+    rows: int = Field(8, ge=1, description="of a band: MinHash values that must all agree")
+    seed: int = Field(1, description="of the MinHash permutations")
     threshold: float = Field(0.8, gt=0, le=1, description="Jaccard similarity of near-duplicates")
     max_cluster: int = Field(10_000, ge=1, description="documents that one cluster may link")
 

@@ -27,7 +27,8 @@ from pipeline.core.remote import Runtime
 from pipeline.extract_child import Answer, ExtractorChild, Limits
 from pipeline.warc import WarcDamage, WarcResponse, iter_responses
 
-VERSION = 1
+VERSION = 2
+DAMAGE_NAMED = 20  # places of one file
 _HTML = ("text/html", "application/xhtml+xml")
 
 
@@ -52,7 +53,11 @@ class ExtractTask:
 def run_extract(
     config: ExtractConfig, source: Manifest, run: RunConfig, runtime: Runtime
 ) -> Manifest:
-    """Documents of all WARC files of `source` (of crawl or ingest): `docs-NNNNN.parquet` each."""
+    """Documents of all WARC files of `source` (of crawl or ingest): `docs-NNNNN.parquet` each.
+
+    `facts["damaged"]` names what could not be read, at most DAMAGE_NAMED places of a file: its
+    name, the offset and the reason. All of them are in the counts.
+    """
     output = StageOutput.of(run.root, "extract", VERSION, config.identity(), {"source": source})
     if done := output.finished():
         return done
@@ -69,6 +74,7 @@ def run_extract(
             Counts.total([result.counts for result in results]),
             started=started,
             record=Document.NAME,
+            facts={"damaged": [place for result in results for place in result.facts["damaged"]]},
         )
 
 
@@ -77,11 +83,14 @@ def extract_file(task: ExtractTask) -> ShardResult:
     config = task.config
     documents: list[Document] = []
     quarantined: Counter[str] = Counter()
+    damaged: list[tuple[str, int, str]] = []
     limits = Limits(config.timeout_s, config.memory_mb, config.focus)
     with ExtractorChild(limits) as child:
         for item in iter_responses(task.source_url):
             if isinstance(item, WarcDamage):
                 quarantined[item.reason] += 1
+                if len(damaged) < DAMAGE_NAMED:
+                    damaged.append((task.source_name, item.offset, item.reason))
                 continue
             documents.append(_document(item, task, child))
     write_table(to_table(documents, Document), task.output_url)
@@ -90,6 +99,7 @@ def extract_file(task: ExtractTask) -> ShardResult:
     return ShardResult(
         (describe_file(task.output_url, task.output_name, len(documents)),),
         Counts(len(documents) + quarantined.total(), kept, dict(dropped), dict(quarantined)),
+        {"damaged": damaged},
     )
 
 

@@ -62,21 +62,23 @@ class QualityConfig(Section):
     """The published thresholds; a share is in [0, 1]."""
 
     languages: list[str] = Field(["en"], description="ISO 639 codes to keep; empty keeps all")
-    min_language_score: float = Field(0.65, ge=0, le=1)
-    min_words: int = Field(50, ge=0)
-    max_words: int = Field(100_000, ge=1)
-    min_mean_word_length: float = 3.0
-    max_mean_word_length: float = 10.0
-    max_hashes_per_word: float = 0.1
-    max_ellipses_per_word: float = 0.1
-    max_bullet_lines: float = 0.9
-    max_ellipsis_lines: float = 0.3
-    min_alphabetic_words: float = 0.8
-    min_stop_words: int = 2
-    max_duplicate_lines: float = 0.30
-    max_duplicate_line_chars: float = 0.20
-    max_duplicate_paragraphs: float = 0.30
-    max_duplicate_paragraph_chars: float = 0.20
+    min_language_score: float = Field(
+        0.65, ge=0, le=1, description="the language model's confidence"
+    )
+    min_words: int = Field(50, ge=0, description="of the document")
+    max_words: int = Field(100_000, ge=1, description="of the document")
+    min_mean_word_length: float = Field(3.0, description="characters")
+    max_mean_word_length: float = Field(10.0, description="characters")
+    max_hashes_per_word: float = Field(0.1, description="# signs")
+    max_ellipses_per_word: float = Field(0.1, description="… and ...")
+    max_bullet_lines: float = Field(0.9, description="share of lines that begin with a bullet")
+    max_ellipsis_lines: float = Field(0.3, description="share of lines that end in an ellipsis")
+    min_alphabetic_words: float = Field(0.8, description="share of words with a letter")
+    min_stop_words: int = Field(2, description="different English stop words")
+    max_duplicate_lines: float = Field(0.30, description="share of lines")
+    max_duplicate_line_chars: float = Field(0.20, description="share of characters")
+    max_duplicate_paragraphs: float = Field(0.30, description="share of paragraphs")
+    max_duplicate_paragraph_chars: float = Field(0.20, description="share of characters")
     max_top_ngram_chars: list[float] = Field(
         [0.20, 0.18, 0.16], min_length=3, max_length=3, description="for 2-, 3- and 4-grams"
     )

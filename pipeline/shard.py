@@ -43,14 +43,16 @@ _KEY_FIELD = pa.field(_KEY, pa.uint64(), nullable=False)
 
 
 class ShardConfig(Section):
-    seed: int = 1
-    heldout_fraction: float = Field(0.05, ge=0, lt=1)
+    seed: int = Field(1, description="of the shuffle")
+    heldout_fraction: float = Field(
+        0.05, ge=0, lt=1, description="of the groups (see group_pattern)"
+    )
     group_pattern: str = Field(
         "",
         description="a regular expression on the URL: its first group names what is held out as a"
         " whole; where it is empty or does not match, the duplicate cluster is",
     )
-    max_rows_per_shard: int = Field(50_000, ge=1)
+    max_rows_per_shard: int = Field(50_000, ge=1, description="documents in one Parquet file")
 
     @field_validator("group_pattern")
     @classmethod

@@ -16,6 +16,8 @@ from typing import IO, Any, Literal, cast
 import fsspec
 from fsspec.core import split_protocol
 
+from pipeline.core.errors import is_disk_full
+
 WriteMode = Literal["replace", "create"]
 
 
@@ -92,16 +94,16 @@ def atomic_file(url: str, mode: WriteMode = "replace") -> Generator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
-        _fsync(temporary)
+        fsync(temporary)
         if mode == "create":
             os.link(temporary, target)  # unlike rename, refuses to replace
             temporary.unlink()
         else:
             temporary.replace(target)
-        _fsync(target.parent)
+        fsync(target.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise OSError(errno.ENOSPC, "no space left on the disk", url) from error
         raise
 
@@ -121,7 +123,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have the file, or the folder's list of names, on the disk before this returns."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,7 @@
 """The command line and the cluster file, as a new user meets them."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from infra import settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -105,6 +108,79 @@ def test_a_full_disk_is_said_in_one_line() -> None:
     )
     assert result.returncode == 1
     assert "no space left for data/x; free some and rerun" in result.stderr
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from infra import cli
+from finetune.checkpoint import save_checkpoint
+from finetune.model import ModelConfig, new_model
+from finetune.registry import Registry
+from finetune.tokenizer import TokenizerConfig, train_bpe
+from sqlalchemy import create_engine, text
+
+folder = Path(sys.argv[2])
+tokenizer = train_bpe(iter(["a text to learn from"] * 9), TokenizerConfig(vocab_size=512))
+model = new_model(ModelConfig(), tokenizer, 0)
+def checkpoint(_):
+    save_checkpoint(folder / "checkpoint.pt", model, torch.optim.AdamW(model.parameters()), 1)
+def publish(_):
+    Registry(str(folder)).publish(model, tokenizer, {})
+def store(_):
+    with create_engine(f"sqlite:///{folder}/labels.db").begin() as connection:
+        connection.execute(text("PRAGMA max_page_count = 4"))
+        connection.execute(text("CREATE TABLE t AS SELECT zeroblob(100000)"))
+# Of the process's own limits, the one that a write meets as it meets a full disk.
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+cli._report = globals()[sys.argv[1]]
+sys.exit(cli.main(["report"]))
+"""
+
+
+@pytest.mark.parametrize("writer", ["checkpoint", "publish", "store"])
+def test_a_library_that_meets_a_full_disk_gives_one_line_too(writer, tmp_path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", FULL, writer, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "no space left for" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and "labels.db" not in p.name]
+    assert left == []
+
+
+def test_config_tells_every_key() -> None:
+    result = _flywheel("config", "--section", "crawl", "crawl.max_pages=7")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"max_pages +7 ", result.stdout)
+    assert "[crawl]" in result.stdout
+    assert "[sft]" not in result.stdout
+    assert "no section [crwl]" in _flywheel("config", "--section", "crwl").stderr
+
+
+def test_every_key_says_what_it_means() -> None:
+    silent = [
+        f"{name}.{key}"
+        for name in settings.SECTIONS
+        for key, field in settings.model_of(name).model_fields.items()
+        if not field.description
+    ]
+    assert silent == []
+
+
+def test_a_misspelt_key_of_a_section_that_is_not_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        '[crawl]\nseeds = ["http://127.0.0.1:1/"]\n[shard]\nbots = 1'
+    )
+    result = _flywheel("site", "--config", str(tmp_path / "run.toml"))
+    assert result.returncode == 2, result.stderr
+    assert "unknown key shard.bots" in result.stderr
 
 
 def test_the_cluster_file_passes_rays_own_validation(monkeypatch) -> None:

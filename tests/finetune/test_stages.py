@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from finetune.dpo import DpoConfig, run_dpo
 from finetune.grpo import REWARDS, GrpoConfig, run_grpo
 from finetune.labels import conversations, ranked_prompts
+from finetune.model import best_precision
 from finetune.pretrain import read_metrics
 from finetune.registry import Registry
 from finetune.reward import PAIRS, RewardConfig, run_reward
@@ -58,7 +59,8 @@ def test_the_road_from_labels_to_a_policy(run, base_id, labels) -> None:
     grpo = run_grpo(grpo_config, sft_id, reward.facts["model_id"], labels, run)
     steps = read_metrics(grpo)
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-5)
-    assert max(step["sampler_gap"] for step in steps) < 1e-4
+    reduced = best_precision().autocast_dtype is not None  # bf16 has 8 bits of precision
+    assert max(step["sampler_gap"] for step in steps) < (0.1 if reduced else 1e-4)
     rewards = json.loads((Path(grpo.url) / REWARDS).read_text())
     assert all(row["best_of_n"] >= row["sft"] for row in rewards)
 

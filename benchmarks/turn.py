@@ -7,7 +7,7 @@ Trains nothing: reads the manifests of the run.
 
 import argparse
 import json
-import lzma
+import platform
 import sys
 import zlib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from infra.weekly import finished_week
 SCRIPT = "turn.py"
 _VERSIONS = {
     "zlib": zlib.ZLIB_RUNTIME_VERSION,
-    "xz": str(lzma.FORMAT_XZ),
+    "xz": f"liblzma of Python {platform.python_version()}",
     "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
     "uniform": "-",
 }

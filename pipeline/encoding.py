@@ -14,6 +14,7 @@ _GZIP, _ZLIB, _RAW_DEFLATE = 31, 15, -15  # zlib's window bits
 _BLOCK = 16 << 10
 _CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,15}")
 _MAX_CHUNK_LINE = 4096
+_MAX_CODINGS = 3  # a server names one; each further one costs a pass over the whole body
 
 
 class BodyTooLargeError(Exception):
@@ -29,25 +30,44 @@ class Decoded:
 
 
 def decode_body(
-    raw: bytes, *, transfer_encoding: str = "", content_encoding: str = "", max_bytes: int
+    raw: bytes,
+    *,
+    transfer_encoding: str = "",
+    content_encoding: str = "",
+    max_bytes: int,
+    cut: bool = False,
 ) -> Decoded:
-    """The body as its author wrote it. Raises BodyTooLargeError above `max_bytes`.
+    """The body as its author wrote it. Raises BodyTooLargeError above `max_bytes`; with `cut` it
+    is cut off there instead.
 
-    Knows chunked, gzip, deflate (zlib or bare), br and zstd; other codings are left as they are.
+    Knows chunked, gzip, deflate (zlib or bare), br and zstd; other codings are left as they are,
+    and so is a body with more than three. Holds at most the body twice and `max_bytes` once.
     """
     whole = Decoded(raw)
     if "chunked" in transfer_encoding.lower():
         whole = _dechunk(raw) or whole
-    if len(whole.body) > max_bytes:
-        raise BodyTooLargeError(f"body of more than {max_bytes:,} bytes")
-    for coding in reversed(content_encoding.lower().split(",")):
+    whole = _within(whole, max_bytes, cut, "body of")
+    if not content_encoding:
+        return whole
+    codings = content_encoding.lower().split(",")
+    for coding in reversed(codings if len(codings) <= _MAX_CODINGS else []):
         inner = _undo(coding.strip(), whole.body, max_bytes)
         if inner is not None:
+            inner = _within(inner, max_bytes, cut, "body inflates to")
             whole = Decoded(inner.body, inner.truncated or whole.truncated)
     return whole
 
 
+def _within(found: Decoded, max_bytes: int, cut: bool, what: str) -> Decoded:
+    if len(found.body) <= max_bytes:
+        return found
+    if not cut:
+        raise BodyTooLargeError(f"{what} more than {max_bytes:,} bytes")
+    return Decoded(found.body[:max_bytes], truncated=True)
+
+
 def _undo(coding: str, raw: bytes, max_bytes: int) -> Decoded | None:
+    """None: not so coded. Stops as soon as there are more than `max_bytes`."""
     if coding in ("gzip", "x-gzip"):
         return _inflate(raw, _GZIP, max_bytes)
     if coding == "deflate":
@@ -69,7 +89,7 @@ def _inflate(raw: bytes, window_bits: int, max_bytes: int) -> Decoded | None:
             while block:
                 out += engine.decompress(block, max_bytes + 1 - len(out))
                 if len(out) > max_bytes:
-                    raise BodyTooLargeError(f"body inflates to more than {max_bytes:,} bytes")
+                    return Decoded(bytes(out))
                 if not engine.eof:
                     break
                 block = engine.unused_data
@@ -88,7 +108,7 @@ def _read_all(reader: BrotliReader | ZstdReader, max_bytes: int) -> Decoded | No
         while block := reader.read(_BLOCK):
             out += block
             if len(out) > max_bytes:
-                raise BodyTooLargeError(f"body inflates to more than {max_bytes:,} bytes")
+                break
     except OSError:
         return Decoded(bytes(out), truncated=True) if out else None
     return Decoded(bytes(out))

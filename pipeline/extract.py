@@ -1,7 +1,7 @@
 """WARC files to documents: one Parquet file per WARC file, one row per response, in WARC order.
 
-What is dropped keeps its row, with its reason and no text. Records of the WARC file that cannot
-be read are counted by reason. `flywheel corpus` runs this after crawl or ingest.
+A WET file's text is taken as it is. What is dropped keeps its row, with its reason and no text.
+Records that cannot be read are counted by reason. `flywheel corpus` runs this after the source.
 """
 
 import dataclasses
@@ -25,9 +25,11 @@ from pipeline.core.manifest import (
 from pipeline.core.records import Document, to_table, write_table
 from pipeline.core.remote import Runtime
 from pipeline.extract_child import Answer, ExtractorChild, Limits
+from pipeline.ranges import USER_AGENT, RangeClient
 from pipeline.warc import WarcDamage, WarcResponse, iter_responses
 
-VERSION = 2
+VERSION = 3
+WET_VERSION = "1"  # of the way in which a WET file's text is taken over
 DAMAGE_NAMED = 20  # places of one file
 _HTML = ("text/html", "application/xhtml+xml")
 
@@ -48,6 +50,7 @@ class ExtractTask:
     output_url: str
     output_name: str
     config: ExtractConfig
+    user_agent: str = USER_AGENT  # for a source behind HTTP
 
 
 def run_extract(
@@ -66,7 +69,8 @@ def run_extract(
     for index, entry in enumerate(source.files):
         name = f"docs-{index:05d}.parquet"
         url = source.file_url(entry.name)
-        tasks[name] = ExtractTask(url, entry.name, output.path(name), name, config)
+        agent = str(source.run.get("user_agent", USER_AGENT))
+        tasks[name] = ExtractTask(url, entry.name, output.path(name), name, config, agent)
     with output.lock():
         results = map_shards(runtime, output, "extract", extract_file, tasks)
         return output.commit(
@@ -86,7 +90,7 @@ def extract_file(task: ExtractTask) -> ShardResult:
     damaged: list[tuple[str, int, str]] = []
     limits = Limits(config.timeout_s, config.memory_mb, config.focus)
     with ExtractorChild(limits) as child:
-        for item in iter_responses(task.source_url):
+        for item in iter_responses(task.source_url, client=RangeClient(user_agent=task.user_agent)):
             if isinstance(item, WarcDamage):
                 quarantined[item.reason] += 1
                 if len(damaged) < DAMAGE_NAMED:
@@ -107,6 +111,8 @@ def _document(response: WarcResponse, task: ExtractTask, child: ExtractorChild) 
     unread = _drop_unread(response, task.config)
     if unread:
         answer, extractor, version = Answer("", "", unread), "none", ""
+    elif response.converted:
+        answer, extractor, version = Answer("", _plain(response.payload)), "wet", WET_VERSION
     else:
         answer = child.extract(response.payload, response.charset)
         extractor, version = "trafilatura", importlib.metadata.version("trafilatura")
@@ -128,12 +134,17 @@ def _document(response: WarcResponse, task: ExtractTask, child: ExtractorChild) 
     )
 
 
+def _plain(payload: bytes) -> str:
+    """A conversion's text: UTF-8 by the WARC standard's custom; NUL has no place in a text."""
+    return payload.decode("utf-8", "replace").replace("\0", "").replace("\r\n", "\n").strip("\n")
+
+
 def _drop_unread(response: WarcResponse, config: ExtractConfig) -> str | None:
     """Why a response is not worth extracting: the cheap checks, first."""
     if response.http_status != 200:
         return f"status-{response.http_status}"
     unlabelled = response.content_type == "" and b"<html" in response.payload[:1024].lower()
-    if response.content_type not in _HTML and not unlabelled:
+    if response.content_type not in _HTML and not unlabelled and not response.converted:
         return "content-type"
     if not response.payload:
         return "empty-text"

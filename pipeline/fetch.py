@@ -1,32 +1,71 @@
-"""One HTTP GET within limits: bytes, seconds, and the networks that may be reached.
+"""One HTTP GET within limits: bytes, seconds, headers, and the networks that may be reached.
 
 Redirects are not followed here: the crawl records each hop and asks robots and scope anew.
 """
 
+import asyncio
+import contextlib
 import dataclasses
 import datetime as dt
-import ipaddress
+import errno
+import functools
 import socket
 import ssl
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Self
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from pipeline.archived_response import charset_of, mime_type
 from pipeline.encoding import BodyTooLargeError, decode_body
-from pipeline.warc import charset_of, mime_type
+from pipeline.resolver import (
+    AddressInfo,
+    AddressRefusedError,
+    CachingResolver,
+    Network,
+    ReachableAddresses,
+    SocketFactory,
+    any_socket,
+    guarded_socket,
+    is_public,
+    may_reach,
+)
 from pipeline.warc_writer import Exchange
 
-AddressInfo = tuple[int, int, int, str, tuple[str | int | bytes, ...]]
-SocketFactory = Callable[[AddressInfo], socket.socket]
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+__all__ = [
+    "AddressInfo",
+    "AddressRefusedError",
+    "Conditions",
+    "FetchError",
+    "Fetcher",
+    "Page",
+    "guarded_socket",
+    "is_public",
+]
+
+ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.5"
+ACCEPT_ENCODING = "gzip, deflate, br, zstd"
+_MAX_HEADER_BYTES = 32 << 10  # for one line; policies of 20 kB are met with
+_MAX_HEADERS = 256
+_CONNECT_S = 10.0  # for one address, TLS included
+_JOINED = frozenset(["cache-control", "content-encoding", "link", "vary", "x-robots-tag"])
+_OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_HTTP11 = aiohttp.HttpVersion11
 
 
 class FetchError(Exception):
-    """No whole response. `reason` is what is counted; `transient`: another try may help."""
+    """No whole response. `reason` is what is counted; `transient`: another try may help.
+
+    Reasons: "address refused", "dns", "connection", "proxy", "tls", "timeout", "too slow",
+    "too large", "incomplete", "protocol", "content type", and "no sockets" when this machine's
+    own limit is reached.
+    """
 
     def __init__(self, reason: str, detail: str, *, transient: bool) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -34,19 +73,43 @@ class FetchError(Exception):
         self.transient = transient
 
 
-class AddressRefusedError(OSError):
-    """The host's address lies in a network that the config does not allow."""
+class _UnaskedResponseError(aiohttp.ServerDisconnectedError):
+    """The server spoke first. aiohttp takes a new connection once, as for one closed when idle."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What an earlier response said of itself: unchanged since, and the answer is a bare 304."""
+
+    etag: str | None = None
+    last_modified: str | None = None
+
+    def headers(self) -> dict[str, str]:
+        """RFC 9110 §13.1. Control characters would end the header: such a value is left out."""
+        found = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
+        return {name: value for name, value in found.items() if value and value.isprintable()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
     """A response. `payload` is free of transfer and content coding; header names are in lower
-    case, and of a repeated header the last counts."""
+    case; of a repeated header the last counts, but lists (Link, X-Robots-Tag …) are joined.
+
+    `elapsed_s`: from the call to the last byte, with DNS and connecting. `truncated`: cut off at
+    `cut_at`, or the coding broke off.
+    """
 
     exchange: Exchange
     status: int
     headers: dict[str, str]
     payload: bytes
+    elapsed_s: float = 0.0
+    truncated: bool = False
+
+    @property
+    def ip(self) -> str | None:
+        """The server's address; None behind a proxy."""
+        return self.exchange.ip
 
     @property
     def content_type(self) -> str:
@@ -57,28 +120,30 @@ class Page:
         return charset_of(self.headers.get("content-type", ""))
 
 
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet's, seen through 4-in-6 and NAT64."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
+class _Request(aiohttp.ClientRequest):
+    """Refuses a connection on which something came before the question."""
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        if conn.protocol is None or conn.protocol.should_close:
+            raise _UnaskedResponseError("a response before the request")
+        return await super().send(conn)
 
 
-def guarded_socket(info: AddressInfo) -> socket.socket:
-    """A socket for an address that may be reached; it is asked after DNS, for each connection."""
-    family, kind, protocol, _, address = info
-    if not is_public(str(address[0])):
-        raise AddressRefusedError(f"{address[0]} is not a public address")
-    return socket.socket(family, kind, protocol)
+class _Response(aiohttp.ClientResponse):
+    """Remembers its peer, since the connection is handed back as soon as the body is in; and
+    closes it after a 101, behind which nothing is HTTP any more."""
 
+    peer: str | None = None
 
-def _any_socket(info: AddressInfo) -> socket.socket:
-    return socket.socket(*info[:3])
+    async def start(self, connection: Connection) -> Self:
+        if connection.transport is not None:
+            name = connection.transport.get_extra_info("peername")
+            self.peer = str(name[0]) if name else None
+        protocol = connection.protocol
+        await super().start(connection)
+        if self.status < 200 and protocol is not None:
+            protocol.close()
+        return self
 
 
 class Fetcher:
@@ -94,29 +159,71 @@ class Fetcher:
         num_connections: int,
         resolver: AbstractResolver | None = None,
         make_socket: SocketFactory | None = None,
+        allow_networks: Sequence[Network] = (),
+        connections_per_host: int = 1,
+        keepalive_s: float = 15.0,
+        min_bytes_per_s: float = 100.0,
+        grace_s: float = 10.0,
+        accept_types: tuple[str, ...] = (),
+        proxy: str | None = None,
+        verify_tls: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`resolver` and `make_socket` stand in for the system's in tests."""
+        """`timeout_s` is for a whole response, the wait for one of the host's connections
+        included; a body slower than `min_bytes_per_s`, `grace_s` after its head, is given up.
+
+        `max_bytes` bounds the body as it comes and as it is decoded; while one is fetched, both
+        may be in memory. `accept_types` are prefixes of the media types of a 200 that is read
+        (none: all). `keepalive_s` = 0 closes each connection. With `proxy` (an http URL) names
+        are the proxy's to resolve and addresses the proxy's to refuse. `resolver` and
+        `make_socket` stand in for the system's in tests; pass a CachingResolver to share it.
+        """
         self.user_agent, self.max_bytes, self.timeout_s = user_agent, max_bytes, timeout_s
-        self.num_connections = num_connections
+        self.num_connections, self.connections_per_host = num_connections, connections_per_host
+        self.keepalive_s, self.verify_tls, self.proxy = keepalive_s, verify_tls, proxy
+        self.min_bytes_per_s, self.grace_s = min_bytes_per_s, grace_s
+        self.accept_types, self.clock = accept_types, clock
         self.resolver = resolver
-        self.make_socket = make_socket or (_any_socket if allow_private else guarded_socket)
+        self.allow_all = allow_private or proxy is not None
+        self.allow_networks = tuple(allow_networks)
+        self.make_socket = make_socket or self._make_socket
+
+    def _make_socket(self, info: AddressInfo) -> socket.socket:
+        return any_socket(info) if self.allow_all else guarded_socket(info, self.allow_networks)
+
+    def _may_reach(self, address: str) -> bool:
+        return self.allow_all or may_reach(address, self.allow_networks)
 
     async def __aenter__(self) -> Self:
+        shared = self.resolver if isinstance(self.resolver, CachingResolver) else None
+        self._own_names = None if shared else CachingResolver(self.resolver)
+        names = shared or self._own_names
+        assert names is not None
         connector = aiohttp.TCPConnector(
             limit=self.num_connections,
-            resolver=self.resolver,
+            limit_per_host=self.connections_per_host,
+            force_close=self.keepalive_s == 0,
+            keepalive_timeout=self.keepalive_s or None,
+            ssl=self.verify_tls,
+            resolver=ReachableAddresses(names, self._may_reach),
+            use_dns_cache=False,
             socket_factory=self.make_socket,
-            ttl_dns_cache=300,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
+            request_class=_Request,
+            response_class=_Response,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(total=self.timeout_s),
+            timeout=aiohttp.ClientTimeout(total=self.timeout_s, sock_connect=_CONNECT_S),
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+            max_headers=_MAX_HEADERS,
+            proxy=self.proxy,
             headers={
                 "User-Agent": self.user_agent,
-                "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.5",
-                "Accept-Encoding": "gzip, deflate",
+                "Accept": ACCEPT,
+                "Accept-Encoding": ACCEPT_ENCODING,
             },
         )
         return self
@@ -128,14 +235,25 @@ class Fetcher:
         trace: TracebackType | None,
     ) -> None:
         await self._session.close()
+        if self._own_names is not None:
+            await self._own_names.close()
 
-    async def get(self, url: str, *, cut_at: int | None = None) -> Page:
+    async def get(
+        self,
+        url: str,
+        *,
+        cut_at: int | None = None,
+        conditions: Conditions | None = None,
+        accept_types: tuple[str, ...] | None = None,
+    ) -> Page:
         """The response to one GET. Raises FetchError.
 
-        A body above `max_bytes` is an error; with `cut_at` it is cut off there instead.
+        A body above `max_bytes` is an error; with `cut_at` it is cut off there instead, as it
+        comes and as it is decoded. `accept_types` stands for the fetcher's; () takes all.
         """
+        types = self.accept_types if accept_types is None else accept_types
         try:
-            return await self._get(url, cut_at)
+            return await self._get(url, cut_at, conditions, types)
         except BodyTooLargeError as error:
             raise FetchError("too large", str(error), transient=False) from None
         except TimeoutError:
@@ -143,73 +261,138 @@ class Fetcher:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _classify(error) from error
 
-    async def _get(self, url: str, cut_at: int | None) -> Page:
-        limit = cut_at or self.max_bytes
-        request = self._session.get(URL(url, encoded=True), allow_redirects=False)
+    async def _get(
+        self, url: str, cut_at: int | None, conditions: Conditions | None, types: tuple[str, ...]
+    ) -> Page:
+        started = self.clock()
+        asked = conditions.headers() if conditions else None
+        request = self._session.get(URL(url, encoded=True), allow_redirects=False, headers=asked)
         async with request as response:
             fetched_at = dt.datetime.now(dt.UTC)
-            ip = _peer(response)
-            body = bytearray()
-            async for block in response.content.iter_any():
-                body += block
-                if len(body) > limit:
-                    if cut_at is None:
-                        raise BodyTooLargeError(f"body of more than {limit:,} bytes")
-                    break
-            return self._page(url, response, fetched_at, ip, bytes(body[:limit]))
-
-    def _page(
-        self,
-        url: str,
-        response: aiohttp.ClientResponse,
-        fetched_at: dt.datetime,
-        ip: str | None,
-        body: bytes,
-    ) -> Page:
-        headers = {
-            name.decode("latin-1").lower(): _text(value) for name, value in response.raw_headers
-        }
+            if response.status < 200:
+                raise FetchError("protocol", f"status {response.status}", transient=False)
+            head, headers = _headers(response)
+            _check_type(response.status, headers, types)
+            if cut_at is None and not response.content.at_eof():  # a 304 has none
+                self._check_length(headers)
+            body, is_cut = await self._read(response, cut_at)
+            elapsed_s = self.clock() - started
         decoded = decode_body(
             body,
             content_encoding=headers.get("content-encoding", ""),
-            max_bytes=self.max_bytes,
+            max_bytes=self.max_bytes if cut_at is None else cut_at,
+            cut=cut_at is not None,
         )
-        exchange = Exchange(url, fetched_at, ip, _request(response), _head(response), body)
-        return Page(exchange, response.status, headers, decoded.body)
+        assert isinstance(response, _Response)
+        ip = None if self.proxy else response.peer
+        exchange = Exchange(url, fetched_at, ip, _request(response), head, body)
+        truncated = is_cut or decoded.truncated
+        return Page(exchange, response.status, headers, decoded.body, elapsed_s, truncated)
+
+    def _check_length(self, headers: dict[str, str]) -> None:
+        """A body that says itself that it is too large need not be read."""
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self.max_bytes:
+            raise BodyTooLargeError(f"body of {length[:20]} bytes, more than {self.max_bytes:,}")
+
+    async def _read(
+        self, response: aiohttp.ClientResponse, cut_at: int | None
+    ) -> tuple[bytes, bool]:
+        """The body free of chunking; and whether it was cut off."""
+        limit = self.max_bytes if cut_at is None else cut_at
+        content, started = response.content, self.clock()
+        first = content.read_nowait()
+        if content.at_eof() and len(first) <= limit:
+            return first, False
+        body = bytearray(first)
+        with _told_of_the_end(response):
+            return await self._read_on(content, body, limit, cut_at is not None, started)
+
+    async def _read_on(
+        self, content: aiohttp.StreamReader, body: bytearray, limit: int, cut: bool, started: float
+    ) -> tuple[bytes, bool]:
+        while len(body) <= limit:
+            block = await content.readany()
+            if not block:
+                return bytes(body), False
+            body += block
+            spent_s = self.clock() - started
+            if spent_s > self.grace_s and len(body) < self.min_bytes_per_s * spent_s:
+                detail = f"{len(body):,} bytes in {spent_s:.0f} s"
+                raise FetchError("too slow", detail, transient=False)
+        if not cut:
+            raise BodyTooLargeError(f"body of more than {limit:,} bytes")
+        return bytes(body[:limit]), True
 
 
-def _text(value: bytes) -> str:
+@contextlib.contextmanager
+def _told_of_the_end(response: aiohttp.ClientResponse) -> Generator[None]:
+    """aiohttp 3.14 closes a connection on which chunks turn to garbage, and leaves the body's
+    reader waiting for its timeout: here it is told."""
+    content, connection = response.content, response.connection
+    protocol = connection.protocol if connection is not None else None
+    closed = protocol.closed if protocol is not None else None
+
+    def tell(_: object) -> None:
+        if protocol is not None and not content.is_eof() and content.exception() is None:
+            cause = protocol.exception() or HttpProcessingError(message="connection closed")
+            content.set_exception(aiohttp.ClientPayloadError(str(cause)), cause)
+
+    if closed is not None:
+        closed.remove_done_callback(_seen)
+        closed.add_done_callback(_seen)
+        closed.add_done_callback(tell)
     try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+        yield
+    finally:
+        if closed is not None:
+            closed.remove_done_callback(tell)
 
 
-def _peer(response: aiohttp.ClientResponse) -> str | None:
-    """None: the body came with the headers, and the connection is handed back already."""
-    connection = response.connection
-    transport = connection.transport if connection else None
-    name = transport.get_extra_info("peername") if transport else None
-    return str(name[0]) if name else None
+def _seen(closed: asyncio.Future[None]) -> None:
+    """The later end of an idle connection is no news; asyncio would log it as never retrieved."""
+    if not closed.cancelled():
+        closed.exception()
+
+
+def _check_type(status: int, headers: dict[str, str], types: tuple[str, ...]) -> None:
+    found = mime_type(headers.get("content-type", "")) if types and status == 200 else ""
+    if found and not found.startswith(types):
+        raise FetchError("content type", found, transient=False)
+
+
+def _headers(response: aiohttp.ClientResponse) -> tuple[bytes, dict[str, str]]:
+    """The header block as it came, and as a dict. The body is no longer in chunks, so that header
+    changes its name in the block, as in Common Crawl's files."""
+    version = response.version or _HTTP11
+    reason = (response.reason or "").encode("latin-1", errors="replace")
+    lines = [b"HTTP/%d.%d %d %b" % (version.major, version.minor, response.status, reason)]
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in response.raw_headers:
+        name = _name(raw_name)
+        try:
+            value = raw_value.decode()
+        except UnicodeDecodeError:
+            value = raw_value.decode("latin-1")
+        if name in _JOINED and name in headers:
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
+        prefix = b"X-Crawl-" if name == "transfer-encoding" else b""
+        lines.append(prefix + raw_name + b": " + raw_value)
+    return b"\r\n".join([*lines, b"", b""]), headers
+
+
+@functools.lru_cache(4096)
+def _name(raw: bytes) -> str:
+    return raw.decode("latin-1").lower()
 
 
 def _request(response: aiohttp.ClientResponse) -> bytes:
+    """What aiohttp wrote; a test holds it against what a server read."""
     info = response.request_info
     lines = [f"GET {info.url.raw_path_qs} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in info.headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1", errors="replace")
-
-
-def _head(response: aiohttp.ClientResponse) -> bytes:
-    """The header block as it came. The body is no longer in chunks, so that header changes its
-    name, as in Common Crawl's files."""
-    version = response.version or aiohttp.HttpVersion11
-    reason = (response.reason or "").encode("latin-1", errors="replace")
-    lines = [b"HTTP/%d.%d %d %s" % (version.major, version.minor, response.status, reason)]
-    for name, value in response.raw_headers:
-        chunked = name.lower() == b"transfer-encoding"
-        lines.append((b"X-Crawl-" if chunked else b"") + name + b": " + value)
-    return b"\r\n".join([*lines, b"", b""])
 
 
 def _classify(error: Exception) -> FetchError:
@@ -218,12 +401,27 @@ def _classify(error: Exception) -> FetchError:
     if isinstance(error, AddressRefusedError) or isinstance(inner, AddressRefusedError):
         return FetchError("address refused", str(inner or error), transient=False)
     detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, aiohttp.InvalidURL) and "canonical IPv4" in str(error):
+        return FetchError("address refused", detail, transient=False)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return FetchError("dns", detail, transient=True)
+        unknown = isinstance(inner, OSError) and inner.errno == socket.EAI_NONAME
+        return FetchError("dns", detail, transient=not unknown)
+    if isinstance(error, aiohttp.ClientHttpProxyError | aiohttp.ClientProxyConnectionError):
+        return FetchError("proxy", detail, transient=True)
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         return FetchError("tls", detail, transient=False)
-    if isinstance(error, aiohttp.ClientPayloadError):
+    if isinstance(error, aiohttp.ClientPayloadError) and not _is_malformed(error):
         return FetchError("incomplete", detail, transient=True)
+    if isinstance(error, _UnaskedResponseError):
+        return FetchError("protocol", detail, transient=False)
+    if isinstance(error, OSError) and error.errno in _OUR_LIMITS:
+        return FetchError("no sockets", detail, transient=True)
     if isinstance(error, aiohttp.ClientConnectionError | OSError):
         return FetchError("connection", detail, transient=True)
     return FetchError("protocol", detail, transient=False)
+
+
+def _is_malformed(error: aiohttp.ClientPayloadError) -> bool:
+    """Not merely broken off: what else aiohttp says depends on where the packets end."""
+    cause = error.__cause__
+    return isinstance(cause, HttpProcessingError) and "Not enough data" not in cause.message

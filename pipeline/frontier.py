@@ -1,216 +1,384 @@
-"""What is known, what is waiting and what is done: the state of a crawl, kept in one log.
+"""What is known, waiting and done in one shard of a crawl: a log, and what follows from it.
 
-Each event is one JSON line, in the file before anything builds on it; a rerun replays the lines.
-A page's line carries the links found on it, so that a kill loses either both or neither.
+Each event is a line of the log before anything builds on it. In memory a waiting URL is its line's
+address (8 bytes), a known one nothing (pipeline/seen.py); a snapshot saves replaying the log from
+its beginning. Times are seconds of any clock that never goes back; the caller passes them in.
 """
 
+import contextlib
 import dataclasses
 import heapq
-import json
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import ada_url
 
 from pipeline.core.errors import UserError
+from pipeline.frontier_log import FrontierLog, lines_of
+from pipeline.frontier_state import Entry, Host, Snapshot, Tally, read_snapshot, write_snapshot
+from pipeline.mailbox import Mailbox
+from pipeline.seen import SeenSet
 
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A canonical URL to fetch. `hops`: redirects (or sitemap indices) that led here."""
-
-    url: str
-    depth: int
-    hops: int = 0
-    is_sitemap: bool = False
-
-    @property
-    def host(self) -> str:
-        """Whose politeness it falls under: the host name, whatever the port."""
-        return str(ada_url.URL(self.url).hostname)
+Refusal = Callable[[str, int], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Archived:
-    """A response in a WARC file. `end` is the offset behind it; `outside`, if not empty, the host
-    beyond the scope that it redirects to."""
+    """A response in a WARC file. `payload_sha256` is its WARC-Payload-Digest; `end` is the offset behind it; `outside`, if not empty, the host
+    beyond the scope that it redirects to; `validators` what a recrawl sends back: ETag and
+    Last-Modified, and when it was fetched."""
 
     status: int
     payload_sha256: str
     warc: str
     end: int
+    num_bytes: int = 0
     outside: str = ""
+    validators: tuple[str, str, str] = ("", "", "")
 
 
 @dataclasses.dataclass(frozen=True)
-class Scope:
-    """`hosts` as in a canonical URL: name, and port where it is not the scheme's own."""
+class HostBudget:
+    """What one host may take up; None is no limit. `seconds` count from its first request."""
 
-    hosts: frozenset[str]
-    max_depth: int
-
-    def admits(self, entry: Entry) -> bool:
-        return entry.depth <= self.max_depth and host_of(entry.url) in self.hosts
+    pages: int | None = None
+    num_bytes: int | None = None
+    seconds: float | None = None
 
 
-def host_of(url: str) -> str:
-    return str(ada_url.URL(url).host)
+@dataclasses.dataclass
+class Turn:
+    """A URL whose host's turn it is; `is_done`: archived or dropped, and not yet released."""
+
+    entry: Entry
+    address: int
+    host: Host
+    is_done: bool = False
 
 
 class Frontier:
-    """Per-host queues in order of discovery, one request at a time per host.
-
-    Times are seconds of any clock that never goes back; the caller passes them in.
-    """
+    """One shard. `refusal(url, depth)` is the scope: the reason why a URL is out, or None."""
 
     def __init__(
-        self, log: Path, scope: Scope, max_pages: int, bytes_in_warc: Callable[[str], int]
+        self,
+        folder: Path,
+        epoch: int,
+        refusal: Refusal,
+        mailbox: Mailbox,
+        bytes_in_warc: Callable[[str], int],
+        max_pages: int,
+        budget: HostBudget = HostBudget(),
+        max_recent: int = 1 << 18,
     ) -> None:
-        """Replay the log, if there is one. A page whose WARC is shorter than the log says
-        (`bytes_in_warc`, after a power cut) waits again. Raises UserError for a corrupt log."""
-        self.scope, self.max_pages = scope, max_pages
-        self.archived: dict[str, Archived] = {}
-        self.dropped: dict[str, str] = {}
-        self._known: set[str] = set()
-        self._queues: dict[str, deque[Entry]] = {}
-        self._ready: list[tuple[float, int, str]] = []  # a heap of (when, tie, idle host)
-        self._idle: set[str] = set()
-        self._free_at: dict[str, float] = {}
+        """Rebuild the state that the folder's files tell. A page whose WARC is shorter than the
+        log says (`bytes_in_warc`, after a power cut) waits again. Raises UserError for damage."""
+        self.refusal, self.mailbox, self.max_pages, self.budget = (
+            refusal,
+            mailbox,
+            max_pages,
+            budget,
+        )
+        self.folder = folder
+        self.hosts: dict[str, Host] = {}
+        self.tally = Tally()
+        self.refused: Counter[str] = Counter()  # links, not URLs; since this owner began
+        self.in_flight: dict[str, Turn] = {}
+        self._ready: list[tuple[float, int, str]] = []  # a heap of (when, tie, host)
         self._num_turns = 0
-        self.num_waiting = 0
-        self._in_flight: dict[str, Entry] = {}
-        self._replay(log, bytes_in_warc)
-        self._log = log.open("ab", buffering=0)
+        self._log = FrontierLog(folder, epoch)
+        snapshot = read_snapshot(folder)
+        self.seen = SeenSet(folder, snapshot.runs, max_recent)
+        self._restore(snapshot, bytes_in_warc)
+        self._snapshot_end = self._log.end
+
+    # What there is
 
     @property
     def num_known(self) -> int:
-        return len(self._known)
+        return self.tally.num_known
 
     @property
-    def num_finished(self) -> int:
-        return len(self.archived) + len(self.dropped)
+    def num_waiting(self) -> int:
+        flying = sum(not turn.is_done for turn in self.in_flight.values())
+        return self.tally.num_known - self.tally.num_finished - flying
+
+    @property
+    def num_hosts_waiting(self) -> int:
+        return len(self._ready) + len(self.in_flight)
 
     @property
     def is_spent(self) -> bool:
         """Whether what is archived and in flight fills the budget."""
-        return len(self.archived) + len(self._in_flight) >= self.max_pages
+        return self.tally.num_archived + len(self.in_flight) >= self.max_pages
 
-    def statuses(self) -> dict[int, int]:
-        return dict(sorted(Counter(item.status for item in self.archived.values()).items()))
+    @property
+    def is_idle(self) -> bool:
+        """Nothing in flight, nothing to take, nothing to hand over or to take in."""
+        has_turn = bool(self._ready) and not self.is_spent
+        return not (self.in_flight or has_turn or self.mailbox.has_mail)
 
-    def warc_ends(self) -> dict[str, int]:
-        """The end of the last known record of each WARC file."""
-        ends: dict[str, int] = {}
-        for item in self.archived.values():
-            ends[item.warc] = max(item.end, ends.get(item.warc, 0))
-        return ends
+    # What comes in
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Take in what is new and in scope."""
-        if new := self._new(entries):
-            self._write({"event": "discovered", "entries": [_row(entry) for entry in new]})
-            self._enqueue(new)
+        lines, new = self._lines_of(entries)
+        if lines:
+            self._take_in(new, self._log.append(lines))
 
-    def take(self, now: float) -> Entry | None:
+    def read_mail(self) -> None:
+        """Take in what other shards found for this one."""
+        for name, lines in self.mailbox.letters():
+            self.add(Entry.of(line) for line in lines)
+            self._log.sync()
+            self.mailbox.burn(name)
+
+    def archive(self, turn: Turn, item: Archived, links: Iterable[Entry]) -> None:
+        """The page is in the WARC file: its links become known and itself done, in one write."""
+        lines, new = self._lines_of(links)
+        fields = [
+            "=",
+            str(turn.address),
+            str(item.status),
+            item.payload_sha256,
+            item.warc,
+            str(item.end),
+            str(item.num_bytes),
+            item.outside,
+            *(value.replace("\t", " ").replace("\n", " ") for value in item.validators),
+        ]
+        addresses = self._log.append([*lines, "\t".join(fields)])
+        self._take_in(new, addresses)
+        turn.is_done = True
+        self._count_archived(turn.host, item)
+
+    def drop(self, turn: Turn, reason: str, links: Iterable[Entry] = ()) -> None:
+        """It is done with, and not archived; `links` all the same become known."""
+        lines, new = self._lines_of(links)
+        self._take_in(new, self._log.append([*lines, f"-\t{turn.address}\t{reason}"]))
+        turn.is_done = True
+        self._count_dropped(turn.host, reason)
+
+    def _lines_of(self, entries: Iterable[Entry]) -> tuple[list[str], list[Entry]]:
+        """What the log has to say of the entries: first those that are ours, which are returned,
+        then those of other shards."""
+        by_url: dict[str, Entry] = {}
+        for entry in entries:
+            reason = self.refusal(entry.url, entry.depth)
+            if reason is None:
+                by_url.setdefault(entry.url, entry)
+            else:
+                self.refused[reason] += 1
+        fresh = [by_url[url] for url in self.seen.add_new(list(by_url))] if by_url else []
+        if not self.mailbox.has_peers:
+            return [entry.line("+") for entry in fresh], fresh
+        ours = [entry for entry in fresh if self.mailbox.is_ours(entry.host)]
+        others = [entry for entry in fresh if not self.mailbox.is_ours(entry.host)]
+        for entry in others:
+            self.mailbox.send(entry.host, entry.line("+"))
+        lines = [entry.line("+") for entry in ours] + [entry.line(">") for entry in others]
+        return lines, ours
+
+    def _take_in(self, entries: Sequence[Entry], addresses: Sequence[int]) -> None:
+        self.tally.num_known += len(entries)
+        for entry, address in zip(entries, addresses, strict=False):
+            self._enqueue(self.host(entry.host), entry.priority, address)
+
+    # Turns
+
+    def take(self, now: float) -> Turn | None:
         """The next URL of a host whose turn it is. Nobody else gets that host until `release`."""
-        if self.is_spent or not self._ready or self._ready[0][0] > now:
-            return None
-        host = heapq.heappop(self._ready)[2]
-        self._idle.discard(host)
-        entry = self._queues[host].popleft()
-        self._in_flight[host] = entry
-        self.num_waiting -= 1
-        return entry
+        while not self.is_spent and self._ready and self._ready[0][0] <= now:
+            host = self.hosts[heapq.heappop(self._ready)[2]]
+            host.is_ready = False
+            if self._is_over(host, now):
+                continue
+            address = host.pop()
+            turn = Turn(Entry.of(self._log.read(address)), address, host)
+            self.in_flight[host.name] = turn
+            return turn
+        return None
 
     def next_turn(self) -> float | None:
         """When the next idle host may be asked, or None if none has anything waiting."""
         return self._ready[0][0] if self._ready else None
 
-    def archive(self, entry: Entry, item: Archived, links: Iterable[Entry]) -> None:
-        """The response is in the WARC file; its links become known with it."""
-        new = self._new(links)
-        line = {"event": "done", "url": entry.url, **dataclasses.asdict(item)}
-        self._write({**line, "entries": [_row(link) for link in new]})
-        self.archived[entry.url] = item
-        self._enqueue(new)
+    def release(self, turn: Turn, free_at: float) -> None:
+        """The host may be asked again from `free_at` on."""
+        del self.in_flight[turn.host.name]
+        turn.host.free_at = free_at
+        self._offer(turn.host)
 
-    def drop(self, entry: Entry, reason: str) -> None:
-        self._write({"event": "dropped", "url": entry.url, "reason": reason})
-        self.dropped[entry.url] = reason
+    def put_back(self, turn: Turn, free_at: float) -> None:
+        """Not fetched after all: it is the first of its host's next turn."""
+        turn.host.held.append(turn.address)
+        self.release(turn, free_at)
 
-    def release(self, entry: Entry, free_at: float) -> None:
-        """The host of `entry` may be asked again from `free_at` on."""
-        host = entry.host
-        self._in_flight.pop(host, None)
-        self._free_at[host] = free_at
-        self._make_ready(host)
+    def _is_over(self, host: Host, now: float) -> bool:
+        """Whether the host's budget is used up: what waits there is left over."""
+        limit = self.budget
+        over = (
+            (limit.pages is not None and host.pages >= limit.pages)
+            or (limit.num_bytes is not None and host.num_bytes >= limit.num_bytes)
+            or (
+                limit.seconds is not None
+                and host.first_asked is not None
+                and now - host.first_asked >= limit.seconds
+            )
+        )
+        host.is_over = over
+        return over
+
+    def host(self, name: str) -> Host:
+        host = self.hosts.get(name)
+        if host is None:
+            host = self.hosts[name] = Host(name)
+        return host
+
+    def _enqueue(self, host: Host, priority: int, address: int) -> None:
+        host.push(priority, address)
+        self._offer(host)
+
+    def _offer(self, host: Host) -> None:
+        idle = host.name not in self.in_flight
+        if idle and not host.is_ready and not host.is_over and host.num_waiting:
+            host.is_ready = True
+            self._num_turns += 1
+            heapq.heappush(self._ready, (host.free_at, self._num_turns, host.name))
+
+    # Counting
+
+    def _count_archived(self, host: Host, item: Archived) -> None:
+        tally = self.tally
+        tally.num_archived += 1
+        tally.statuses[item.status] += 1
+        tally.warc_rows[item.warc] += 1
+        tally.warc_ends[item.warc] = max(item.end, tally.warc_ends.get(item.warc, 0))
+        tally.num_bytes += item.num_bytes
+        if item.outside and len(tally.outside) < 100:
+            tally.outside[item.outside] += 1
+        host.pages += 1
+        host.num_bytes += item.num_bytes
+
+    def _count_dropped(self, host: Host, reason: str) -> None:
+        self.tally.dropped[reason] += 1
+        host.dropped += 1
+
+    # Lasting
 
     def sync(self) -> None:
-        os.fsync(self._log.fileno())
+        """Have all of it on the disk, and what is other shards' in their mailboxes."""
+        self._log.sync()
+        self.mailbox.deliver()
+
+    def wants_snapshot(self) -> bool:
+        return self.seen.is_full
+
+    def snapshot(self) -> None:
+        """Write the state down, so that a successor need not read the log up to here. The WARC
+        files must be on the disk by now."""
+        if self._log.end == self._snapshot_end and not self.seen.is_full:
+            return
+        self.sync()
+        runs = self.seen.spill()
+        flying = {
+            turn.host.name: turn.address for turn in self.in_flight.values() if not turn.is_done
+        }
+        write_snapshot(self.folder, Snapshot(self._log.end, runs, self.tally), self.hosts, flying)
+        self.seen.discard()
+        self._snapshot_end = self._log.end
 
     def close(self) -> None:
         self._log.close()
 
-    def _new(self, entries: Iterable[Entry]) -> list[Entry]:
-        new: dict[str, Entry] = {}
-        for entry in entries:
-            if entry.url not in self._known and entry.url not in new and self.scope.admits(entry):
-                new[entry.url] = entry
-        return list(new.values())
+    def pages(self) -> Iterator[tuple[Entry, Archived]]:
+        """All archived pages so far, in the order of their archiving; of one that was archived
+        again, because its WARC file had lost it, the last counts."""
+        for _, line in self._log.whole():
+            if line.startswith("="):
+                address, item = archived_of(line)
+                yield Entry.of(self._log.read(address)), item
 
-    def _enqueue(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            self._known.add(entry.url)
-            self.num_waiting += 1
-            host = entry.host
-            self._queues.setdefault(host, deque()).append(entry)
-            self._make_ready(host)
-
-    def _make_ready(self, host: str) -> None:
-        if self._queues.get(host) and host not in self._idle and host not in self._in_flight:
-            self._num_turns += 1
-            self._idle.add(host)
-            heapq.heappush(self._ready, (self._free_at.get(host, 0.0), self._num_turns, host))
-
-    def _write(self, event: dict[str, Any]) -> None:
-        line = json.dumps(event, ensure_ascii=False, separators=(",", ":")) + "\n"
-        view = memoryview(line.encode())
-        while view:
-            view = view[self._log.write(view) or 0 :]
-
-    def _replay(self, log: Path, bytes_in_warc: Callable[[str], int]) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.touch()
-        data = log.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(log, whole)  # the line that a kill tore
-        discovered: list[Entry] = []
-        sizes: dict[str, int] = {}
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
+    def _restore(self, snapshot: Snapshot, bytes_in_warc: Callable[[str], int]) -> None:
+        self.tally = snapshot.tally
+        for host in snapshot.hosts:
+            self.hosts[host.name] = host
+        self._sizes: dict[str, int] = {}
+        finished: dict[str, list[int]] = {}
+        new: list[tuple[Entry, int]] = []
+        for address, line in self._log.replay(snapshot.end):
             try:
-                event = json.loads(line)
-                discovered += [Entry(*row) for row in event.get("entries", ())]
-                if event["event"] == "dropped":
-                    self.dropped[event["url"]] = event["reason"]
-                elif event["event"] == "done":
-                    fields = {f.name: event[f.name] for f in dataclasses.fields(Archived)}
-                    item = Archived(**fields)
-                    if item.warc not in sizes:
-                        sizes[item.warc] = bytes_in_warc(item.warc)
-                    if item.end <= sizes[item.warc]:
-                        self.archived[event["url"]] = item
-            except (ValueError, KeyError, TypeError):
+                self._replay(address, line, new, finished, bytes_in_warc)
+            except (ValueError, KeyError, AssertionError):
                 raise UserError(
-                    f"line {number} of {log} is damaged; delete {log.parent} to crawl afresh"
+                    f"the log in {self.folder} is damaged at {address}:"
+                    f" {line[:80]!r}; delete the folder to crawl anew"
                 ) from None
-        self._known = {entry.url for entry in discovered}
-        finished = self.archived.keys() | self.dropped.keys()
-        self._enqueue([entry for entry in discovered if entry.url not in finished])
+            if len(new) >= 10_000:
+                self._known_again(new)
+        self._known_again(new)
+        for name, addresses in finished.items():
+            self.hosts[name].remove(addresses)
+        for host in self.hosts.values():
+            self._offer(host)
+
+    def _replay(
+        self,
+        address: int,
+        line: str,
+        new: list[tuple[Entry, int]],
+        finished: dict[str, list[int]],
+        bytes_in_warc: Callable[[str], int],
+    ) -> None:
+        match line[:1]:
+            case "+":
+                new.append((Entry.of(line), address))
+            case ">":
+                entry = Entry.of(line)
+                self.seen.add_new([entry.url])
+                self.mailbox.send(entry.host, entry.line("+"))
+            case "=":
+                done, item = archived_of(line)
+                if item.warc not in self._sizes:
+                    self._sizes[item.warc] = bytes_in_warc(item.warc)
+                if item.end <= self._sizes[item.warc]:
+                    self._count_archived(self._finish(done, finished), item)
+            case "-":
+                _, done, reason = line.split("\t")
+                self._count_dropped(self._finish(int(done), finished), reason)
+            case _:
+                raise ValueError(line)
+
+    def _finish(self, address: int, finished: dict[str, list[int]]) -> Host:
+        host = self.host(Entry.of(self._log.read(address)).host)
+        finished.setdefault(host.name, []).append(address)
+        return host
+
+    def _known_again(self, new: list[tuple[Entry, int]]) -> None:
+        fresh = set(self.seen.add_new([entry.url for entry, _ in new]))
+        for entry, address in new:
+            if entry.url in fresh:
+                fresh.discard(entry.url)
+                self.tally.num_known += 1
+                self.host(entry.host).push(entry.priority, address)
+        new.clear()
 
 
-def _row(entry: Entry) -> list[Any]:
-    return [entry.url, entry.depth, entry.hops, entry.is_sitemap]
+def logged_ends(folder: Path) -> dict[str, int]:
+    """How much of each WARC file the log in a shard's folder knows: what a new owner saves first,
+    so that then `bytes_in_warc` tells the truth."""
+    snapshot = read_snapshot(folder)
+    ends = dict(snapshot.tally.warc_ends)
+    for _, line in lines_of(folder, snapshot.end):
+        if line.startswith("="):
+            with contextlib.suppress(ValueError):  # damage, of which the frontier will speak
+                _, item = archived_of(line)
+                ends[item.warc] = max(item.end, ends.get(item.warc, 0))
+    return ends
+
+
+def archived_of(line: str) -> tuple[int, Archived]:
+    _, address, status, digest, warc, end, num_bytes, outside, *validators = line.split("\t")
+    etag, modified, fetched = validators
+    item = Archived(
+        int(status), digest, warc, int(end), int(num_bytes), outside, (etag, modified, fetched)
+    )
+    return int(address), item

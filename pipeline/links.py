@@ -1,97 +1,377 @@
-"""The URLs that a page or a sitemap points to, in its order, canonical and without doubles."""
+"""What a page or a sitemap points to, in its order, canonical and without doubles; and what a
+page says to crawlers.
 
+Markup is read by its tokens alone (https://html.spec.whatwg.org/#tokenization), not as a tree:
+one pass in linear time whatever the page, where tree builders take minutes over hostile ones.
+"""
+
+import codecs
+import dataclasses
+import html.entities
+import io
+import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import ada_url
-from lxml import (
-    etree,  # pyright: ignore[reportAttributeAccessIssue]  # a C extension without stubs
-    html,
-)
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  # a C extension, no stubs
 
-from pipeline.core.errors import UserError
-from pipeline.core.identity import canonical_url
+from pipeline.urls import DEFAULT_RULES, UrlRules, canonical
 
-MAX_URL_CHARS = 4096
 MAX_SITEMAP_BYTES = 50 << 20  # sitemaps.org's own limit, uncompressed
+MAX_LINKS = 100_000  # of a page: more is no page for readers
+_PRESCAN_BYTES = 1024
+
+_S = rb"[\t\n\f\r ]"
 
 
-def page_links(payload: bytes, base_url: str, charset: str | None) -> list[str]:
-    """http(s) targets of <a href> and <area href>.
+def _any_case(name: bytes) -> bytes:
+    return b"".join(b"[%c%c]" % (letter, letter - 32) for letter in name)
 
-    Links marked rel=nofollow count as absent, and so do all of a page whose meta robots says it.
+
+# Possessive throughout (`*+`), and the end of input closes everything: no byte is read twice.
+_VALUE = rb"""(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|[^\t\n\f\r >"'][^\t\n\f\r >]*+)"""
+_ATTRIBUTES = rb"(?:[^=>]*+=" + _S + rb"*+" + _VALUE + rb"?+)*+[^>]*+"
+_NAME_ENDS = rb"(?=[\t\n\f\r />])"
+_WANTED = (
+    b"(?:" + b"|".join(map(_any_case, (b"a", b"area", b"link", b"meta", b"base"))) + b")"
+) + _NAME_ENDS
+
+
+def _raw_text(name: bytes) -> bytes:
+    """From the name of such an element to its end tag: text, whatever it looks like. An empty
+    one (`<title/>`, in SVG and XHTML) ends at once."""
+    name = _any_case(name) + _NAME_ENDS
+    inside = rb"(?:(?<=/)>|(?:>|\Z)(?:[^<]++|<(?!/" + name + rb"))*+)"
+    return name + _ATTRIBUTES + inside
+
+
+_RAW_TEXT = b"|".join(
+    _raw_text(name)
+    for name in (b"script", b"style", b"textarea", b"title", b"xmp", b"iframe", b"noembed")
+)
+_COMMENT = rb"!--(?:-?>|(?:[^-]++|-(?!-!?>))*+(?:--!?>|\Z))"
+_TAG = re.compile(
+    rb"[^<]*+(?:<(?:" + _COMMENT + b"|" + _RAW_TEXT + b"|(?!" + _WANTED + rb")/?[a-zA-Z]"
+    rb"" + _ATTRIBUTES + rb"(?:>|\Z)|/(?![a-zA-Z])[^>]*+|[!?][^>]*+|(?![a-zA-Z/!?]))[^<]*+)*+"
+    rb"(?:<(" + _WANTED + rb")(" + _ATTRIBUTES + rb")(>|\Z)|\Z)"
+)
+_ATTRIBUTE = re.compile(
+    rb"[\t\n\f\r /]*+([^\t\n\f\r />][^\t\n\f\r />=]*+)(?:" + _S + rb"*+=" + _S + rb"*+"
+    rb"""(?:"([^"]*+)"?+|'([^']*+)'?+|([^\t\n\f\r >"'][^\t\n\f\r >]*+))?+)?+"""
+)
+_QUOTED = rb"""=(?:"[^"]*+"|'[^']*+')[\t\n\f\r /]*+"""  # the common form first
+_HREF = re.compile(
+    rb"[\t\n\f\r /]*+(?:(?!" + _any_case(b"href") + rb"(?:[\t\n\f\r />=]|\Z))"
+    rb"[^\t\n\f\r />][^\t\n\f\r />=]*+(?:" + _QUOTED + rb"|[\t\n\f\r /]*+"
+    rb"(?:=" + _S + rb"*+" + _VALUE + rb"?+[\t\n\f\r /]*+)?+))*+"
+    rb"" + _any_case(b"href") + _S + rb"*+=" + _S + rb"*+"
+    rb"""(?:"([^"]*+)|'([^']*+)|([^\t\n\f\r >"'][^\t\n\f\r >]*+))"""
+)
+_RELATION = re.compile(rb"canonical|next|prev|hreflang")
+_DIRECTIVE = re.compile(r"\s*unavailable_after\s*:.*|[^,]+", re.DOTALL)  # its date has commas
+_REFERENCE = re.compile(
+    r"&(?:#(?:[xX]([0-9a-fA-F]+)|([0-9]+));?|([0-9A-Za-z]+)(;|(?![=0-9A-Za-z])))"
+)
+_META_CHARSET = re.compile(rb"<meta[^>]*?charset\s*=\s*[\"']?\s*([^\"'\s/>;]+)", re.IGNORECASE)
+_BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xfe\xff", "utf-16-be"), (b"\xff\xfe", "utf-16-le"))
+_NOT_ASCII_LIKE = re.compile(r"utf-(?:16|32)|iso2022|hz")  # "<" may stand for something else
+_OF_THE_WEB = re.compile(  # Python knows more: rot13, idna, unicode_escape …
+    r"utf-(?:8|16|32)|iso8859|koi8|cp(?:125\d|437|850|852|866|874|932|936|949|950)|mac-|gb|big5|euc"
+    r"|iso2022|shift_jis|tis-620|hz|ascii|johab"
+)
+_ALIASES = {"x-sjis": "cp932", "x-gbk": "gbk", "windows-874": "cp874", "windows-949": "cp949"}
+_MEANS = {  # what browsers read by a name, in Python's names
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "big5": "big5hkscs",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PageFacts:
+    """`links`: where to go on from the page; none if it says nofollow. `canonical`: the URL that
+    it names as its own. `robots_directives`: lower case, of meta robots and of our own name;
+    "none" stands with the "noindex" and "nofollow" that it means."""
+
+    links: list[str]
+    canonical: str | None = None
+    robots_directives: frozenset[str] = frozenset()
+    tdm_reserved: bool = False
+
+
+def page_links(
+    payload: bytes, base_url: str, charset: str | None, rules: UrlRules = DEFAULT_RULES
+) -> list[str]:
+    """The `links` of `read_page`."""
+    return read_page(payload, base_url, charset, rules).links
+
+
+def read_page(
+    payload: bytes,
+    base_url: str,
+    charset: str | None,
+    rules: UrlRules = DEFAULT_RULES,
+    agent: str = "",
+) -> PageFacts:
+    """http(s) targets of <a href> and <area href>, of <link> with rel canonical, next or prev, and
+    of hreflang alternates; and what the page says to all robots, or to `agent` by name.
+
+    Links marked rel=nofollow count as absent; so do all links of a page that says nofollow, and
+    those after the first 100,000.
     """
-    root = _parse(payload, charset)
-    if root is None or _says_nofollow(root):
-        return []
-    for base in root.iter("base"):
-        if href := base.get("href"):
-            base_url = resolve(href, base_url) or base_url
-            break
-    hrefs = (
-        element.get("href", "")
-        for element in root.iter("a", "area")
-        if element.get("href") and "nofollow" not in (element.get("rel") or "").lower().split()
-    )
-    return _distinct(resolve(href, base_url) for href in dict.fromkeys(hrefs))
+    charset = charset_of(payload, charset)
+    if _NOT_ASCII_LIKE.match(charset):
+        payload, charset = payload.decode(charset, "replace").encode(), "utf-8"
+    found = _Tags(charset, frozenset({"robots", agent.lower()} - {""}))
+    for match in _TAG.finditer(payload):
+        tag, attributes, end = match.groups()
+        if end:  # a tag that the end of the page tore says nothing
+            found.take(tag, attributes)
+    base = (found.base and canonical(found.base, base_url)) or base_url
+    links: list[str] = []
+    if "nofollow" not in found.directives:
+        links = _distinct(canonical(href, base, rules) for href in found.urls())
+    own = canonical(found.canonical, base, rules) if found.canonical else None
+    return PageFacts(links, own, frozenset(found.directives), found.tdm_reserved)
 
 
-def sitemap_links(payload: bytes, base_url: str) -> tuple[list[str], list[str]]:
-    """(pages, further sitemaps) of an XML sitemap or sitemap index, gzipped or not.
+class _Tags:
+    """What the tags of one page have said so far; hrefs are not yet resolved."""
 
-    What is none gives nothing. https://www.sitemaps.org/protocol.html
+    def __init__(self, charset: str, names: frozenset[str]) -> None:
+        self.charset, self.names = charset, names
+        self.sought = re.compile(
+            b"|".join(re.escape(name.encode()) for name in (*names, "tdm-reservation"))
+        )
+        self.hrefs: dict[bytes, None] = {}  # raw: their doubles are not worth decoding
+        self.base = self.canonical = ""
+        self.directives: set[str] = set()
+        self.tdm_reserved = False
+
+    def take(self, tag: bytes, attributes: bytes) -> None:
+        """Thousands of tags a page come through here: look for words first, then at attributes."""
+        if tag == b"a" or (tag := tag.lower()) in (b"a", b"area"):
+            href = _HREF.match(attributes)
+            if href and not (b"nofollow" in attributes.lower() and self._is_nofollow(attributes)):
+                self._add(href[href.lastindex or 1])
+            return
+        words = attributes.lower()
+        if tag == b"link" and not _RELATION.search(words):
+            return
+        if tag == b"meta" and not self.sought.search(words):
+            return
+        values: dict[str, bytes] = {}
+        for found in _ATTRIBUTE.finditer(attributes):
+            value = found[2] or found[3] or found[4] or b""
+            values.setdefault(found[1].decode("latin-1").lower(), value)
+        if tag == b"link":
+            self._link(values)
+        elif tag == b"meta":
+            self._meta(values)
+        elif not self.base:
+            self.base = self._text(values.get("href", b""))
+
+    def _add(self, href: bytes) -> None:
+        if href and len(self.hrefs) < MAX_LINKS:
+            self.hrefs[href] = None
+
+    def urls(self) -> Iterator[str]:
+        return map(self._url, self.hrefs)
+
+    def _is_nofollow(self, attributes: bytes) -> bool:
+        for found in _ATTRIBUTE.finditer(attributes):
+            if found[1].lower() == b"rel":
+                return b"nofollow" in (found[2] or found[3] or found[4] or b"").lower().split()
+        return False
+
+    def _link(self, values: dict[str, bytes]) -> None:
+        relations = set(values.get("rel", b"").lower().split())
+        href = values.get("href", b"")
+        if not href or b"nofollow" in relations:
+            return
+        if b"canonical" in relations and not self.canonical:
+            self.canonical = self._url(href)
+        is_language = b"alternate" in relations and "hreflang" in values
+        if is_language or relations & {b"canonical", b"next", b"prev"}:
+            self._add(href)
+
+    def _meta(self, values: dict[str, bytes]) -> None:
+        name = self._text(values.get("name", b"")).strip().lower()
+        content = self._text(values.get("content", b"")).lower()
+        if name in self.names:
+            for part in _DIRECTIVE.findall(content):
+                self.directives.update([part.strip()] if ":" in part else part.split())
+            if "none" in self.directives:
+                self.directives |= {"noindex", "nofollow"}
+        elif name == "tdm-reservation":
+            self.tdm_reserved |= content.strip() == "1"
+
+    def _text(self, raw: bytes) -> str:
+        text = raw.decode(self.charset, "replace")
+        return _REFERENCE.sub(_referenced, text) if "&" in text else text
+
+    def _url(self, raw: bytes) -> str:
+        """In a page of a legacy charset, its bytes are what a query's letters stand for."""
+        text = self._text(raw)
+        if text.isascii() or self.charset == "utf-8" or "?" not in text:
+            return text
+        path, _, query = text.partition("?")
+        coded = query.encode(self.charset, "xmlcharrefreplace")
+        kept = "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in coded)
+        return f"{path}?{kept}"
+
+
+def _referenced(found: re.Match[str]) -> str:
+    """The characters of a reference in an attribute; one that names none stays as it is."""
+    if name := found[3]:
+        return html.entities.html5.get(name + found[4], found[0])
+    digits = found[1] or found[2]
+    return html.unescape(f"&#{'x' if found[1] else ''}{digits};") if len(digits) < 9 else "\ufffd"
+
+
+def charset_of(payload: bytes, header: str | None) -> str:
+    """The codec that Python knows a page's charset by: of its byte order mark, the HTTP header,
+    a <meta> in the first 1,024 bytes; else UTF-8. Latin-1 and ASCII mean windows-1252, as in
+    browsers. https://encoding.spec.whatwg.org"""
+    for mark, name in _BOMS:
+        if payload.startswith(mark):
+            return name
+    declared = _META_CHARSET.search(payload, 0, _PRESCAN_BYTES)
+    in_page = declared[1].decode("latin-1") if declared else ""
+    if in_page.lower().startswith(("utf-16", "utf-32")):
+        in_page = "utf-8"  # it could not have been read
+    for label in (header, in_page):
+        if label and (known := _codec(label)):
+            return known
+    return "utf-8"
+
+
+def _codec(label: str) -> str | None:
+    label = label.strip().strip("\"'").lower()
+    try:
+        name = codecs.lookup(_ALIASES.get(label, label)).name
+    except (LookupError, ValueError):
+        return None
+    return _MEANS.get(name, name) if _OF_THE_WEB.match(name) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class SitemapEntry:
+    """A page of a sitemap or feed; `lastmod` and `priority` (0 to 1) as the site claims them."""
+
+    url: str
+    lastmod: str | None = None
+    priority: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sitemap:
+    pages: list[SitemapEntry]
+    sitemaps: list[str]
+
+
+def sitemap_links(
+    payload: bytes, base_url: str, rules: UrlRules = DEFAULT_RULES
+) -> tuple[list[str], list[str]]:
+    """(pages, further sitemaps) of `read_sitemap`."""
+    found = read_sitemap(payload, base_url, rules)
+    return [page.url for page in found.pages], found.sitemaps
+
+
+def read_sitemap(payload: bytes, base_url: str, rules: UrlRules = DEFAULT_RULES) -> Sitemap:
+    """An XML sitemap (with its hreflang alternates), a sitemap index, an RSS or Atom feed or a
+    plain list of URLs; gzipped or not. What is none gives nothing, a torn one what it holds.
+
+    At most 100,000 URLs of at most 50 MB. https://www.sitemaps.org/protocol.html
     """
     if payload.startswith(b"\x1f\x8b"):
         try:
             payload = zlib.decompressobj(31).decompress(payload, MAX_SITEMAP_BYTES)
         except zlib.error:
-            return [], []
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True)
+            return Sitemap([], [])
+    payload = payload[:MAX_SITEMAP_BYTES]
+    is_xml = payload[:64].lstrip(b"\xef\xbb\xbf\xff\xfe\0\t\n\r ").startswith(b"<")
+    pages: dict[str, SitemapEntry] = {}
+    sitemaps: dict[str, None] = {}
+    for kind, href, lastmod, priority in _entries(payload) if is_xml else _lines(payload):
+        url = canonical(href, base_url, rules)
+        if url is None:
+            continue
+        if kind == "sitemap":
+            sitemaps[url] = None
+        else:
+            pages.setdefault(url, SitemapEntry(url, lastmod, priority))
+        if len(pages) + len(sitemaps) >= MAX_LINKS:
+            break
+    return Sitemap(list(pages.values()), list(sitemaps))
+
+
+_Found = tuple[str, str, str | None, float | None]  # kind, href, lastmod, priority
+
+
+def _lines(payload: bytes) -> Iterator[_Found]:
+    for found in re.finditer(rb"(?im)^[\xef\xbb\xbf \t]*(https?://[^\s<>]+)[ \t]*\r?$", payload):
+        yield "url", found[1].decode(errors="replace"), None, None
+
+
+def _entries(payload: bytes) -> Iterator[_Found]:
+    """One after the other, each forgotten at once: a map of 50 MB would be a tree of 500."""
+    events = etree.iterparse(
+        io.BytesIO(payload),
+        tag=("{*}url", "{*}sitemap", "{*}item", "{*}entry"),
+        resolve_entities=False,
+        no_network=True,
+        recover=True,
+    )
     try:
-        root = etree.fromstring(payload[:MAX_SITEMAP_BYTES], parser)
-    except (etree.XMLSyntaxError, ValueError):
-        return [], []
-    if root is None:
-        return [], []
-    locations = [(element.text or "").strip() for element in root.iterfind("./{*}*/{*}loc")]
-    links = _distinct(resolve(location, base_url) for location in locations)
-    is_index = etree.QName(root).localname == "sitemapindex"
-    return ([], links) if is_index else (links, [])
+        for _, element in events:
+            yield from _entry(etree.QName(element).localname, element)
+            element.clear()
+            while element.getprevious() is not None:
+                del element.getparent()[0]
+    except etree.XMLSyntaxError:
+        return
+
+
+def _entry(kind: str, element: Any) -> Iterator[_Found]:
+    if kind in ("url", "sitemap"):
+        lastmod = _text_of(element, "lastmod")
+        if href := _text_of(element, "loc"):
+            yield kind, href, lastmod, _priority(_text_of(element, "priority"))
+    elif kind == "item":  # RSS
+        guid = element.find("{*}guid")
+        lasting = guid is not None and guid.get("isPermaLink", "true").lower() == "true"
+        href = _text_of(element, "link") or (_text_of(element, "guid") if lasting else None)
+        if href:
+            yield "url", href, _text_of(element, "pubDate"), None
+    for link in element.iterfind("{*}link"):  # Atom's own, and the alternates of a sitemap
+        if kind in ("entry", "url") and link.get("rel", "alternate") == "alternate":
+            yield "url", link.get("href", ""), _text_of(element, "updated"), None
+
+
+def _text_of(element: Any, name: str) -> str | None:
+    return (element.findtext(f"{{*}}{name}") or "").strip() or None
+
+
+def _priority(text: str | None) -> float | None:
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if 0 <= value <= 1 else None
 
 
 def resolve(href: str, base_url: str) -> str | None:
-    """The canonical absolute URL, or None if it is no http(s) URL or absurdly long."""
-    if len(href) > MAX_URL_CHARS:
-        return None
-    try:
-        url = canonical_url(str(ada_url.URL(href, base=base_url).href))
-    except (ValueError, UserError):
-        return None
-    if not url.startswith(("http://", "https://")) or len(url) > MAX_URL_CHARS:
-        return None
-    return url
-
-
-def _parse(payload: bytes, charset: str | None) -> Any:
-    """The root element, or None for what holds no markup."""
-    try:
-        parser = html.HTMLParser(encoding=charset)
-    except LookupError:  # a charset that libxml2 does not know: let it look into the page
-        parser = html.HTMLParser()
-    try:
-        return html.document_fromstring(payload, parser=parser)
-    except (etree.ParserError, etree.XMLSyntaxError, ValueError):
-        return None
-
-
-def _says_nofollow(root: Any) -> bool:
-    return any(
-        (meta.get("name") or "").lower() == "robots"
-        and {"nofollow", "none"}
-        & set((meta.get("content") or "").lower().replace(",", " ").split())
-        for meta in root.iter("meta")
-    )
+    """`canonical` by the default rules."""
+    return canonical(href, base_url)
 
 
 def _distinct(urls: Iterable[str | None]) -> list[str]:

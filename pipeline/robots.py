@@ -1,21 +1,47 @@
-"""robots.txt by RFC 9309: what a host allows, from the status and body of its answer."""
+"""robots.txt by RFC 9309: what an origin allows, from the status and body of its answer.
 
+Only the groups that bind us are kept, so neither a file's other groups nor a hostile file cost
+memory or time; protego reads and matches their rules. RobotsCache knows when to ask (again).
+"""
+
+import codecs
 import dataclasses
-from collections.abc import Awaitable, Callable
+import re
+import zlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from protego import Protego
 
 MAX_ROBOTS_BYTES = 500 * 1024  # RFC 9309 §2.5: parse at least this much
 MAX_ROBOTS_REDIRECTS = 5  # §2.3.1.2
 MAX_CRAWL_DELAY_S = 3600.0
+MAX_RULE_CHARS = 4096  # no URL that we ask for is longer
+MAX_WILDCARDS = 3000  # of one group: 30 ms a URL at worst; whole real files have at most 1,179
 ROBOTS_TTL_S = 24 * 3600.0  # §2.4
+FIRST_RETRY_S, MAX_RETRY_S = 60.0, 3600.0  # doubled from the one to the other
+REFUSED, REFUSED_AI, TOO_SLOW = "robots", "ai opt-out: robots", "robots crawl-delay"
+UNREACHABLE = "robots unreachable"
+_STATE_VERSION = 1
+_ENTRY_BYTES = 600  # what a known origin takes besides its text, measured
+_LINE_END = re.compile(r"\r\n?|\n")
+# Python and protego break lines at these too, RFC 9309 does not; in a URL they are escaped.
+_NO_LINE_END = re.compile("[\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
+_AGENT = re.compile(r"(?:user[- ]?agent)(?:\s*:|\s)\s*(.*)", re.IGNORECASE)
+_SITEMAP = re.compile(r"site-?maps?(?:\s*:|\s)\s*(.+)", re.IGNORECASE)
+# With the slips that protego forgives. Other fields must not interfere (§2.2.4).
+_RULE = re.compile(
+    r"(allow|dis{1,2}al{1,2}[oa]w|diasllow|crawl[- ]delay|request[- ]rate)(?:\s*:|\s|$)\s*(.*)",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(r"[a-z0-9_-]*")
+_CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
 
 
 class _Parsed(Protocol):
-    """protego's result, which ships no types."""
-
-    sitemaps: Any
+    """protego's result."""
 
     def can_fetch(self, url: str, user_agent: str) -> bool: ...
     def crawl_delay(self, user_agent: str) -> float | None: ...
@@ -24,19 +50,36 @@ class _Parsed(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RobotsRules:
-    """What one origin allows one agent. `reason` says why a refused URL is refused."""
+    """What one origin allows one agent. `reason` says why a refused URL is refused.
+
+    `retry_at`, on the cache's clock: the rules cannot be had now, and the origin's URLs are to
+    wait until then; None with the reason UNREACHABLE: they are to be dropped. `oddities` are to
+    be counted: "html", "binary", "cut", "rules cut".
+    """
 
     agent: str
     allow_all: bool
-    reason: str = "robots"
-    parsed: _Parsed | None = None
+    reason: str = REFUSED
+    ours: _Parsed | None = None
+    opt_outs: tuple[_Parsed, ...] = ()
     delay_s: float = 0.0
     sitemaps: tuple[str, ...] = ()
+    retry_at: float | None = None
+    oddities: tuple[str, ...] = ()
+
+    def refusal(self, url: str) -> str | None:
+        """Why the URL may not be fetched, in words to count by; None: it may."""
+        if not self.allow_all:
+            return self.reason
+        if self.ours is not None and not self.ours.can_fetch(url, "*"):
+            return REFUSED
+        for group in self.opt_outs:
+            if not group.can_fetch(url, "*"):
+                return REFUSED_AI
+        return None
 
     def allows(self, url: str) -> bool:
-        if self.parsed is None:
-            return self.allow_all
-        return bool(self.parsed.can_fetch(url, self.agent))
+        return self.refusal(url) is None
 
 
 def robots_url(url: str) -> str:
@@ -50,70 +93,337 @@ def product_token(user_agent: str) -> str:
     return user_agent.split("/", maxsplit=1)[0].split(maxsplit=1)[0]
 
 
-def rules_for(status: int, body: bytes, agent: str) -> RobotsRules:
-    """RFC 9309 §2.3.1: 2xx is parsed, 4xx allows all, anything else disallows all.
+def is_answer(status: int) -> bool:
+    """Whether a status says anything of the rules; after any other they are `unreachable`.
+
+    429 asks for a pause, not for a crawl without rules: as Google does, we wait, as after 5xx.
+    """
+    return 200 <= status < 500 and status != 429
+
+
+def rules_for(status: int, body: bytes, agent: str, also_obey: Sequence[str] = ()) -> RobotsRules:
+    """RFC 9309 §2.3.1: 2xx is parsed; 3xx (redirects that led nowhere) and 4xx allow all.
 
     A delay of more than MAX_CRAWL_DELAY_S means that the host is not to be crawled.
     """
-    if 400 <= status < 500:
-        return RobotsRules(agent, allow_all=True)
-    if not 200 <= status < 300:
+    if not is_answer(status):
         return unreachable(agent)
-    text = body[:MAX_ROBOTS_BYTES].decode("utf-8-sig", errors="replace")
-    parsed: _Parsed = Protego.parse(text)
-    delay_s = float(parsed.crawl_delay(agent) or 0.0)
-    rate = parsed.request_rate(agent)
-    if rate is not None and rate.requests > 0:
-        delay_s = max(delay_s, rate.seconds / rate.requests)
-    if delay_s > MAX_CRAWL_DELAY_S:
-        return RobotsRules(agent, allow_all=False, reason="robots crawl-delay")
-    return RobotsRules(agent, True, parsed=parsed, delay_s=delay_s, sitemaps=tuple(parsed.sitemaps))
+    if status >= 300:
+        return RobotsRules(agent, allow_all=True)
+    return _rules_of(*binding_text(body, agent, also_obey), agent, also_obey)
 
 
-def unreachable(agent: str) -> RobotsRules:
+def unreachable(agent: str, retry_at: float | None = None) -> RobotsRules:
     """§2.3.1.4: rules that cannot be had (5xx, no answer) forbid all."""
-    return RobotsRules(agent, allow_all=False, reason="robots unreachable")
+    return RobotsRules(agent, allow_all=False, reason=UNREACHABLE, retry_at=retry_at)
+
+
+def binding_text(
+    body: bytes, agent: str, also_obey: Sequence[str] = ()
+) -> tuple[str, tuple[str, ...]]:
+    """The part of a robots.txt that binds us, as a robots.txt, and what was odd about it.
+
+    Our group by name or else the one for `*`; where we have none of our own, also those of the
+    agents in `also_obey`. A group counts for its whole product token (§2.2.1), and groups of one
+    name are one. The text of the text is the text itself.
+    """
+    text, oddities = _decode(body)
+    ours = _token(agent)
+    groups, sitemaps = _groups(text, {"*", ours, *map(_token, also_obey)})
+    names = [ours] if ours in groups else ["*", *map(_token, also_obey)]
+    by_rules: dict[tuple[str, ...], list[str]] = {}  # files often say the same to many agents
+    is_cut = False
+    for name in dict.fromkeys(names):
+        if name in groups:
+            rules, cut = _bounded(groups[name])
+            is_cut |= cut
+            by_rules.setdefault(tuple(rules) or ("Disallow:",), []).append(name)
+    lines: list[str] = []
+    for rules, named in by_rules.items():
+        lines += [*(f"User-agent: {name}" for name in named), *rules]
+    lines += [f"Sitemap: {sitemap}" for sitemap in sitemaps]
+    return "\n".join(lines), (*oddities, "rules cut") if is_cut else oddities
+
+
+def _rules_of(
+    text: str, oddities: tuple[str, ...], agent: str, also_obey: Sequence[str]
+) -> RobotsRules:
+    """The rules in a binding text."""
+    ours, others = _token(agent), [_token(name) for name in also_obey]
+    groups, sitemaps = _groups(text, {"*", ours, *others})
+    by_rules: dict[str, _Parsed] = {}
+    parsed: dict[str, _Parsed] = {}
+    for name, rules in groups.items():
+        group = "\n".join(["User-agent: *", *(f"{field}: {value}" for field, value in rules)])
+        parsed[name] = by_rules.get(group) or by_rules.setdefault(group, Protego.parse(group))
+    own = parsed.get(ours) or parsed.get("*")
+    opt_outs = dict.fromkeys(parsed[name] for name in others if name in parsed)
+    delay_s = _delay(own) if own else 0.0
+    return RobotsRules(
+        agent,
+        allow_all=delay_s <= MAX_CRAWL_DELAY_S,
+        reason=REFUSED if delay_s <= MAX_CRAWL_DELAY_S else TOO_SLOW,
+        ours=own,
+        opt_outs=() if ours in parsed else tuple(opt_outs),
+        delay_s=delay_s,
+        sitemaps=tuple(sitemaps),
+        oddities=oddities,
+    )
+
+
+def _delay(group: _Parsed) -> float:
+    delay_s = float(group.crawl_delay("*") or 0.0)
+    rate = group.request_rate("*")
+    if rate is None or rate.requests <= 0:
+        return delay_s
+    try:
+        return max(delay_s, rate.seconds / rate.requests)
+    except OverflowError:  # one request in 10^400 seconds
+        return float("inf")
+
+
+def _decode(body: bytes) -> tuple[str, tuple[str, ...]]:
+    """A robots.txt as text; no text for a page or a file that stands in its place."""
+    oddities: tuple[str, ...] = ()
+    if len(body) >= MAX_ROBOTS_BYTES:  # half a last line could say more or less than the whole
+        body = body[:MAX_ROBOTS_BYTES]
+        body = body[: max(body.rfind(b"\n"), body.rfind(b"\r")) + 1]
+        oddities = ("cut",)
+    start = body[:1024].lower()
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # two of 2,116 real ones
+        return body.decode("utf-16", errors="replace"), oddities
+    is_markup = start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<")
+    if is_markup and (b"<html" in start or b"<!doctype" in start):
+        return "", (*oddities, "html")
+    if len(start.translate(None, _CONTROL)) < 0.9 * len(start):
+        return "", (*oddities, "binary")
+    return body.decode("utf-8-sig", errors="replace"), oddities
+
+
+def _token(name: str) -> str:
+    """A product token in lower case, or `*`; what follows the token does not count."""
+    name = name.strip().lower()
+    found = _TOKEN.match(name.lstrip("*"))
+    token = found[0] if found else ""
+    return "*" if not token and name.startswith("*") else token
+
+
+def _groups(text: str, names: Iterable[str]) -> tuple[dict[str, list[tuple[str, str]]], list[str]]:
+    """The (field, value) rules of each named group, and the sitemaps (which are in no group)."""
+    wanted = set(names) - {""}
+    groups: dict[str, list[tuple[str, str]]] = {}
+    sitemaps: list[str] = []
+    current: list[list[tuple[str, str]]] = []
+    is_heading = False
+    text = _NO_LINE_END.sub(lambda found: quote(found[0]), text)
+    for raw in _LINE_END.split(text):
+        line = raw.partition("#")[0].strip()
+        if found := _AGENT.match(line):
+            if not is_heading:
+                current, is_heading = [], True
+            name = _token(found[1])
+            if name in wanted:
+                rules = groups.setdefault(name, [])
+                if not any(rules is other for other in current):
+                    current.append(rules)
+        elif found := _RULE.match(line):
+            is_heading = False
+            for rules in current:
+                rules.append((found[1], found[2]))
+        elif found := _SITEMAP.match(line):
+            sitemaps.append(found[1])
+    return groups, list(dict.fromkeys(sitemaps))
+
+
+def _bounded(rules: Iterable[tuple[str, str]]) -> tuple[list[str], bool]:
+    """Rule lines that any URL is matched against in bounded time, and whether any was cut.
+
+    A Disallow too long or with a wildcard too many is cut, which forbids more; an Allow is left
+    out.
+    """
+    left, is_cut = MAX_WILDCARDS, False
+    lines: list[str] = []
+    for field, value in rules:
+        left -= value.count("*")
+        if len(value) > MAX_RULE_CHARS or (left < 0 and "*" in value):
+            is_cut = True
+            if not field.lower().startswith("d"):
+                continue
+            lines.append(f"{field}: {value[:MAX_RULE_CHARS].partition('*')[0] or '/'}")
+        else:
+            lines.append(f"{field}: {value}".rstrip())
+    return lines, is_cut
 
 
 @dataclasses.dataclass(frozen=True)
 class RobotsAnswer:
-    """`location`: the absolute URL that a redirect points to."""
+    """`location`: the absolute URL that a redirect points to. `retry_after_s`: of a 429 or 503."""
 
     status: int
     body: bytes
     location: str | None = None
+    retry_after_s: float = 0.0
+
+
+@dataclasses.dataclass(slots=True)
+class _Origin:
+    """`packed`: the binding text, compressed; None: no rules were ever had. Times: the clock's."""
+
+    fetched_at: float
+    packed: bytes | None
+    oddities: tuple[str, ...] = ()
+    failures: int = 0
+    failing_since: float = 0.0
+    retry_at: float | None = None
 
 
 class RobotsCache:
-    """The rules of each origin, asked for once a day."""
+    """The rules of each origin: asked for once a day, and again with back-off where in vain.
+
+    Of every known origin the compressed binding text is kept (0.3 kB a real file), up to
+    `max_bytes` in all; parsed (13 kB a file) those of the last used whose texts have
+    `max_parsed_chars`. The least recently used are forgotten. Not for two concurrent `fetch` of
+    one origin.
+    """
 
     def __init__(
         self,
         agent: str,
         ask: Callable[[str], Awaitable[RobotsAnswer | None]],
         clock: Callable[[], float],
+        *,
+        also_obey: Sequence[str] = (),
+        max_wait_s: float = 6 * 3600.0,
+        max_bytes: int = 64 << 20,
+        max_parsed_chars: int = 2_000_000,
     ) -> None:
-        """`ask` gives None where no answer is to be had; `clock` counts seconds."""
-        self.agent, self._ask, self._clock = agent, ask, clock
-        self._rules: dict[str, tuple[float, RobotsRules]] = {}
+        """`ask` gives None where no answer is to be had; `clock` counts seconds.
+
+        For `restore` to make sense the clock must go on over restarts, as time.time does.
+        `max_wait_s`: how long an origin without rules is asked again before its URLs are dropped.
+        """
+        self.agent, self.also_obey, self._ask, self._clock = agent, tuple(also_obey), ask, clock
+        self._max_wait_s, self._max_bytes = max_wait_s, max_bytes
+        self._max_parsed_chars = max_parsed_chars
+        self._known: OrderedDict[str, _Origin] = OrderedDict()
+        self._parsed: OrderedDict[str, tuple[RobotsRules, int]] = OrderedDict()
+        self._num_bytes = self._num_parsed_chars = 0
+        self._allow_all = RobotsRules(agent, allow_all=True)
 
     def get(self, url: str) -> RobotsRules | None:
-        """What is known of the URL's origin and not stale."""
-        known = self._rules.get(robots_url(url))
-        return known[1] if known and self._clock() - known[0] < ROBOTS_TTL_S else None
+        """What is known of the URL's origin; None: `fetch` it."""
+        where = robots_url(url)
+        known = self._known.get(where)
+        if known is None:
+            return None
+        self._known.move_to_end(where)
+        now = self._clock()
+        if known.retry_at is None:
+            is_due = not 0 <= now - known.fetched_at < ROBOTS_TTL_S
+        else:
+            is_due = not known.retry_at - ROBOTS_TTL_S <= now < known.retry_at
+        return None if is_due else self._rules(where, known)
 
     async def fetch(self, url: str) -> RobotsRules:
-        """Ask the URL's origin, redirects followed."""
-        origin = where = robots_url(url)
-        rules = RobotsRules(self.agent, allow_all=True)  # §2.3.1.2, should the redirects not end
-        for _hop in range(MAX_ROBOTS_REDIRECTS + 1):
-            answer = await self._ask(where)
-            if answer is None:
-                rules = unreachable(self.agent)
+        """Ask the URL's origin, redirects followed.
+
+        Rules that can no longer be had go on to hold (RFC 9309 §2.3.1.4, §2.4). Those that never
+        could have `retry_at`, until `max_wait_s` after the first try.
+        """
+        where = origin = robots_url(url)
+        answer = await self._ask(where)
+        for _hop in range(MAX_ROBOTS_REDIRECTS):
+            if answer is None or answer.location is None:
                 break
-            if answer.location is None:
-                rules = rules_for(answer.status, answer.body, self.agent)
-                break
-            where = answer.location
-        self._rules[origin] = (self._clock(), rules)
+            answer = await self._ask(answer.location)
+        if answer is not None and is_answer(answer.status):
+            known = self._learnt(answer)
+        else:
+            known = self._failed(self._known.get(origin), answer.retry_after_s if answer else 0.0)
+        self._keep(origin, known)
+        return self._rules(origin, known)
+
+    def _learnt(self, answer: RobotsAnswer) -> _Origin:
+        body = answer.body if answer.status < 300 else b""
+        text, oddities = binding_text(body, self.agent, self.also_obey)
+        return _Origin(self._clock(), _packed(text), oddities)
+
+    def _failed(self, before: _Origin | None, retry_after_s: float) -> _Origin:
+        now = self._clock()
+        known = dataclasses.replace(before) if before else _Origin(now, None)
+        since = known.failing_since if known.failures else now
+        known.failures, known.failing_since = known.failures + 1, since
+        wait_s = min(MAX_RETRY_S, FIRST_RETRY_S * 2.0 ** min(known.failures - 1, 30))
+        known.retry_at = now + min(MAX_RETRY_S, max(wait_s, retry_after_s))
+        if known.packed is None:
+            give_up_at = since + self._max_wait_s
+            known.retry_at = min(known.retry_at, give_up_at) if now < give_up_at else None
+            known.fetched_at = now
+        return known
+
+    def _rules(self, where: str, known: _Origin) -> RobotsRules:
+        if known.packed is None:
+            return unreachable(self.agent, known.retry_at)
+        if not known.packed and not known.oddities:
+            return self._allow_all
+        if found := self._parsed.get(where):
+            self._parsed.move_to_end(where)
+            return found[0]
+        text = _unpacked(known.packed)
+        rules = _rules_of(text, known.oddities, self.agent, self.also_obey)
+        self._parsed[where] = rules, len(text)
+        self._num_parsed_chars += len(text)
+        while self._num_parsed_chars > self._max_parsed_chars and len(self._parsed) > 1:
+            self._num_parsed_chars -= self._parsed.popitem(last=False)[1][1]
         return rules
+
+    def _keep(self, where: str, known: _Origin) -> None:
+        self._forget(where)
+        self._known[where] = known
+        self._num_bytes += _ENTRY_BYTES + len(known.packed or b"")
+        while self._num_bytes > self._max_bytes and len(self._known) > 1:
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, where: str) -> None:
+        if known := self._known.pop(where, None):
+            self._num_bytes -= _ENTRY_BYTES + len(known.packed or b"")
+        if found := self._parsed.pop(where, None):
+            self._num_parsed_chars -= found[1]
+
+    def state(self) -> dict[str, Any]:
+        """All that is known, for JSON, the least recently used first."""
+        return {
+            "version": _STATE_VERSION,
+            "agent": self.agent,
+            "also_obey": list(self.also_obey),
+            "origins": {
+                where: [
+                    known.fetched_at,
+                    None if known.packed is None else _unpacked(known.packed),
+                    list(known.oddities),
+                    known.failures,
+                    known.failing_since,
+                    known.retry_at,
+                ]
+                for where, known in self._known.items()
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Take over what `state` gave; how many origins it was. 0 if it was another agent's."""
+        ours = {"version": _STATE_VERSION, "agent": self.agent, "also_obey": list(self.also_obey)}
+        if {key: state.get(key) for key in ours} != ours:
+            return 0
+        for where, (at, text, oddities, failures, since, retry_at) in state["origins"].items():
+            packed = None if text is None else _packed(text)
+            self._keep(where, _Origin(at, packed, tuple(oddities), failures, since, retry_at))
+        return len(self._known)
+
+
+def _packed(text: str) -> bytes:
+    """Empty for no rules at all, which most origins have."""
+    return zlib.compress(text.encode(errors="replace"), 6) if text else b""
+
+
+def _unpacked(packed: bytes) -> str:
+    return zlib.decompress(packed).decode() if packed else ""

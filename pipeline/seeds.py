@@ -9,27 +9,32 @@ from aiohttp.abc import AbstractResolver
 
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_url
-from pipeline.fetch import is_public
+from pipeline.crawl_config import CrawlConfig
+from pipeline.resolver import Network, SystemResolver, may_reach
+from pipeline.urls import Scope, canonical, registrable_domain
 
 _PORTS = {"http:": 80, "https:": 443}
 
 
-def read_seeds(seeds: Sequence[str], allowed_hosts: Sequence[str], contact: str) -> list[str]:
+def read_seeds(config: CrawlConfig) -> list[str]:
     """The seeds as canonical URLs without doubles. Raises UserError for none, for what is no
     http(s) URL, and for a crawl beyond this machine without a contact."""
-    if not seeds:
+    if not config.seeds:
         raise UserError('crawl.seeds is empty; name a URL, as in seeds = ["https://example.org/"]')
-    urls = list(dict.fromkeys(canonical_url(seed) for seed in seeds))
+    checked = [canonical_url(seed) for seed in config.seeds]
+    urls = list(dict.fromkeys(canonical(url) or url for url in checked))
     for url in urls:
         if not url.startswith(("http://", "https://")):
             raise UserError(
                 f"crawl.seeds: {url!r} is neither http nor https; only these are crawled"
             )
-    for host in allowed_hosts:
+    for host in config.allowed_hosts:
         if not ada_url.check_url(f"http://{host}/") or "/" in host:
             raise UserError(f"crawl.allowed_hosts: {host!r} is no host name, as www.example.org is")
-    names = [*map(_hostname, urls), *(_hostname(f"http://{host}/") for host in allowed_hosts)]
-    outside = next((name for name in names if not _is_loopback(name)), None)
+    names = [*map(_hostname, urls), *(_hostname(f"http://{h}/") for h in config.allowed_hosts)]
+    wide = ["the whole web"] if config.scope == "any" else list(config.allowed_domains)
+    outside = next((name for name in [*names, *wide] if not _is_loopback(name)), None)
+    contact = config.contact
     if outside and not ("@" in contact or contact.startswith(("http://", "https://"))):
         raise UserError(
             f"crawling {outside} needs crawl.contact: a URL or e-mail address in the user agent,"
@@ -38,11 +43,44 @@ def read_seeds(seeds: Sequence[str], allowed_hosts: Sequence[str], contact: str)
     return urls
 
 
+def read_scope(config: CrawlConfig, seeds: Sequence[str]) -> Scope:
+    """What the crawl may take. Raises UserError for a pattern, port or host that is none."""
+    hosts: list[str] = []
+    domains: list[str] = []
+    if config.scope != "any":
+        hosts = [str(ada_url.URL(url).host) for url in seeds] + config.allowed_hosts
+        domains = list(config.allowed_domains)
+    if config.scope == "domains":
+        domains += [registrable_domain(_hostname(url)) for url in seeds]
+    return Scope(
+        allowed_hosts=hosts,
+        allowed_domains=domains,
+        blocked_domains=config.blocked_domains,
+        ports=config.ports,
+        include=tuple(config.include_paths),
+        exclude=tuple(config.exclude_paths),
+        max_depth=config.max_depth,
+    )
+
+
+def read_networks(config: CrawlConfig) -> tuple[Network, ...]:
+    """The private networks that may be reached. Raises UserError for what is none."""
+    try:
+        return tuple(map(ipaddress.ip_network, config.allow_networks))
+    except ValueError as error:
+        raise UserError(
+            f"crawl.allow_networks: {error}; write a network as in 10.1.0.0/16"
+        ) from None
+
+
 async def check_addresses(
-    urls: Iterable[str], allow_private: bool, resolver: AbstractResolver
+    config: CrawlConfig, urls: Iterable[str], resolver: AbstractResolver | None
 ) -> None:
-    """Raises UserError for a seed whose host has no address, or none that may be reached."""
-    for url in urls:
+    """Raises UserError for a seed whose host has no address, or none that may be reached. Behind
+    a proxy names and addresses are the proxy's business."""
+    networks = read_networks(config)
+    resolver = resolver or SystemResolver()
+    for url in [] if config.proxy else urls:
         name, parsed = _hostname(url), ada_url.URL(url)
         port = int(parsed.port or _PORTS[str(parsed.protocol)])
         addresses = [name.strip("[]")]
@@ -55,10 +93,10 @@ async def check_addresses(
                     " check its spelling and the network"
                 ) from None
             addresses = [answer["host"] for answer in found]
-        if not allow_private and not any(map(is_public, addresses)):
+        if not config.allow_private and not any(may_reach(a, networks) for a in addresses):
             raise UserError(
-                f"crawl.seeds: {name} is {addresses[0]}, an address that is not public;"
-                " if that is meant, set crawl.allow_private = true"
+                f"crawl.seeds: {name} is {addresses[0]}, an address that is not public; if that is"
+                " meant, set crawl.allow_private = true or name its network in crawl.allow_networks"
             )
 
 

@@ -4,100 +4,71 @@ fastwarc reads; what it does not tell (a member torn at the end of the file, whe
 garbage) is found out here, by looking at the bytes around the place. ISO 28500:2017.
 """
 
-import dataclasses
-import datetime as dt
-import email.utils
-import hashlib
 import re
 import zlib
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-import ada_url
-from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+from fastwarc.warc import ArchiveIterator, WarcHeader, WarcRecord, WarcRecordType
 
+from pipeline.arc import ArcReader
+from pipeline.archived_response import (
+    Item,
+    WarcDamage,
+    WarcResponse,
+    charset_of,
+    mime_type,
+    read_conversion,
+    read_response,
+)
 from pipeline.core import storage
-from pipeline.encoding import BodyTooLargeError, decode_body
+from pipeline.ranges import RangeClient, open_archive
+
+__all__ = ["Item", "WarcDamage", "WarcResponse", "charset_of", "iter_responses", "mime_type"]
 
 MAX_BLOCK_BYTES = 256 << 20  # a larger record is a damage item
 MAX_PAYLOAD_BYTES = 64 << 20  # likewise a body that inflates beyond this
 MAX_DAMAGE = 1000  # then the file is given up: it may be crafted to be read again and again
-UNKNOWN_TIME = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 _WINDOW = 1 << 20
 _MAX_MEMBER_BYTES = 16 << 30
 _MAX_HEAD_BYTES = 64 << 10
 _MAGIC = {"gzip": b"\x1f\x8b\x08", "lz4": b"\x04\x22\x4d\x18", "zstd": b"\x28\xb5\x2f\xfd"}
-_PLAIN = b"WARC/"
-_STATUS_LINE = re.compile(rb"HTTP/\d(?:\.\d)?\s+(\d{3})\b")
+_PLAIN, _ARC = b"WARC/", b"filedesc:"
+_RESPONSE, _CONVERSION = WarcRecordType.response, WarcRecordType.conversion
+_BUFFER = 256 << 10  # 4% faster than fastwarc's 64 kB
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
-_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 _CONTENT_LENGTH = re.compile(rb"(?im)^content-length:\s*(\d{1,15})\s*$")
-
-
-@dataclasses.dataclass(frozen=True)
-class WarcResponse:
-    """One archived HTTP response.
-
-    `offset` is where its record (compressed: its member) begins. `fetched_at` is WARC-Date, else
-    the response's Date, else UNKNOWN_TIME. `charset` is what the HTTP header says, unchecked.
-    `payload` is free of transfer and content coding, and `payload_sha256` (hex) is its digest.
-    `truncated`: the record says so, or its coding broke off.
-    """
-
-    url: str
-    fetched_at: dt.datetime
-    offset: int
-    http_status: int
-    content_type: str
-    charset: str | None
-    payload: bytes
-    payload_sha256: str
-    truncated: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class WarcDamage:
-    """A place that could not be read."""
-
-    file: str
-    offset: int
-    reason: str
-
-
-Item = WarcResponse | WarcDamage
 
 
 def iter_responses(
     url: str,
     *,
+    client: RangeClient | None = None,
     max_block_bytes: int = MAX_BLOCK_BYTES,
     max_payload_bytes: int = MAX_PAYLOAD_BYTES,
 ) -> Iterator[Item]:
-    """Every response of a WARC file (plain, gzip, lz4, zstd) in order, and what is damaged.
+    """Every response of a WARC, WET or ARC file, in order, and what is damaged.
 
-    Damage is data, not an error; only a file that cannot be opened or a failing disk raises.
+    WARC may be plain, gzip, lz4 or zstd, ARC plain or gzip; `client` reads what lies behind
+    HTTP(S). Damage is data, not an error; only a file that cannot be opened, a failing disk or
+    a server that gives up raises (OSError).
     """
-    with storage.open_read(url) as file, storage.open_read(url) as probe:
+    with open_archive(url, client) as file, open_archive(url, client, ahead=0) as probe:
         archive = _Archive(url, file, probe, max_block_bytes, max_payload_bytes)
         if archive.size == 0:
             yield WarcDamage(url, 0, "empty file")
             return
+        if archive.is_arc():
+            yield from ArcReader(url, file, max_block_bytes, max_payload_bytes).items()
+            return
         position: int | None = 0
-        num_damaged = 0
-        while position is not None:
-            run = archive.read_run(position)
-            while True:
-                try:
-                    item = next(run)
-                except StopIteration as stop:
-                    position = stop.value
-                    break
-                num_damaged += isinstance(item, WarcDamage)
-                yield item
-                if num_damaged >= MAX_DAMAGE:
-                    yield WarcDamage(url, position, f"given up after {MAX_DAMAGE} damaged places")
-                    return
+        for _ in range(MAX_DAMAGE):
+            position = yield from archive.read_run(position)
+            if position is None:
+                return
+        yield WarcDamage(url, position, f"given up after {MAX_DAMAGE} damaged places")
 
 
 class _Archive:
@@ -120,6 +91,15 @@ class _Archive:
         self.kind = names[0] if names else "plain"
         self.magic = _MAGIC.get(self.kind, _PLAIN)
 
+    def is_arc(self) -> bool:
+        """By its first line; where that is damaged, by its name."""
+        if self.kind not in ("gzip", "plain"):
+            return False
+        head = self._head(0, 512)
+        if head is None or not head.startswith((_PLAIN, _ARC)):
+            return self.url.endswith((".arc", ".arc.gz"))
+        return head.startswith(_ARC)
+
     def read_run(self, position: int) -> Generator[Item, None, int | None]:
         """Read from `position` to the end or to damage; returns where to read on, if anywhere.
 
@@ -127,9 +107,10 @@ class _Archive:
         """
         start, held, error = position, None, ""
         num_records = 0
-        self.file.seek(position)
         try:
-            for record in ArchiveIterator(cast(BinaryIO, self.file), parse_http=False):
+            for record in ArchiveIterator(
+                self._source(position), parse_http=False, buffer_size=_BUFFER
+            ):
                 if held is not None:
                     yield held
                 elif self.pending is not None:
@@ -146,6 +127,13 @@ class _Archive:
             yield WarcDamage(self.url, position, self._first_words(position, error))
             return self._next_start(position + 1)
         return (yield from self._close_run(position, start, held, error))
+
+    def _source(self, position: int) -> Path | BinaryIO:
+        """What fastwarc reads: a local file by its path if it can, 5% faster than through us."""
+        if position == 0 and storage.is_local(self.url):
+            return storage.local_path(self.url).absolute()
+        self.file.seek(position)
+        return cast(BinaryIO, self.file)
 
     def _close_run(
         self, position: int, start: int, held: Item | None, error: str
@@ -189,8 +177,9 @@ class _Archive:
         return end is not None and end <= self.size and (next_start is None or end <= next_start)
 
     def _item(self, record: WarcRecord) -> Item | None:
-        """None for a record that is no HTTP response."""
-        if record.record_type != WarcRecordType.response:
+        """None for a record that is neither an HTTP response nor a text made of one."""
+        kind = record.record_type
+        if kind != _RESPONSE and kind != _CONVERSION:
             return None
         offset, length = record.stream_pos, record.content_length
         if length > self.max_block_bytes:
@@ -200,19 +189,32 @@ class _Archive:
             return WarcDamage(
                 self.url, offset, f"record cut off after {len(block):,} of {length:,} bytes"
             )
-        if not (record.is_http or block.startswith(b"HTTP/")):
+        headers = record.headers
+        url = (headers.get(WarcHeader.WARC_TARGET_URI) or "").strip().strip("<>")
+        date = headers.get(WarcHeader.WARC_DATE)
+        is_truncated = headers.get(WarcHeader.WARC_TRUNCATED) is not None
+        if kind == _CONVERSION:
+            if mime_type(headers.get(WarcHeader.CONTENT_TYPE) or "") != "text/plain":
+                return None
+            found = read_conversion(url, date, offset, block, is_truncated=is_truncated)
+        elif block.startswith(b"HTTP/") or record.is_http:
+            found = read_response(
+                url,
+                date,
+                offset,
+                block,
+                is_truncated=is_truncated,
+                max_payload_bytes=self.max_payload_bytes,
+            )
+        else:
             return None  # a DNS answer, say
-        found = _response(record, block, self.max_payload_bytes)
-        return found if isinstance(found, WarcResponse) else WarcDamage(self.url, offset, found)
+        return WarcDamage(self.url, offset, found) if isinstance(found, str) else found
 
     def _first_words(self, position: int, error: str) -> str:
-        head = self._peek(position, 512)
-        if self.kind == "gzip":
-            try:
-                head = zlib.decompressobj(31).decompress(head, 512)
-            except zlib.error:
-                return error or "damaged gzip member"
-        if head.startswith(b"filedesc:"):
+        head = self._head(position, 512)
+        if head is None:
+            return error or "damaged gzip member"
+        if head.startswith(_ARC):
             return "not a WARC but an ARC file"
         if not head.startswith(_PLAIN):
             return f"not a WARC: begins with {head[:16]!r}"
@@ -281,13 +283,19 @@ class _Archive:
         return None
 
     def _begins_record(self, position: int) -> bool:
+        head = self._head(position, len(_PLAIN))
+        expected = _PLAIN if self.kind == "gzip" else self.magic
+        return head is not None and head.startswith(expected)
+
+    def _head(self, position: int, length: int) -> bytes | None:
+        """The first bytes there, inflated if the file is gzip; None if they do not inflate."""
         head = self._peek(position, 512)
         if self.kind == "gzip":
             try:
-                head = zlib.decompressobj(31).decompress(head, len(_PLAIN))
+                head = zlib.decompressobj(31).decompress(head, length)
             except zlib.error:
-                return False
-        return head.startswith(_PLAIN if self.kind == "gzip" else self.magic)
+                return None
+        return head
 
     def _peek(self, position: int, length: int) -> bytes:
         self.probe.seek(position)
@@ -299,71 +307,3 @@ def _read_block(record: WarcRecord, length: int) -> bytes:
     while len(block) < length and (more := record.reader.read(length - len(block))):
         block += more
     return block
-
-
-def _response(record: WarcRecord, block: bytes, max_payload_bytes: int) -> WarcResponse | str:
-    """The response in a record's block, or what is wrong with it."""
-    url = (record.headers.get("WARC-Target-URI") or "").strip().strip("<>")
-    if not ada_url.check_url(url):
-        return f"no valid WARC-Target-URI: {url[:200]!r}"
-    status = _STATUS_LINE.match(block)
-    if status is None:
-        return "no HTTP status line"
-    headers, body = split_http(block)
-    try:
-        decoded = decode_body(
-            body,
-            transfer_encoding=headers.get("transfer-encoding", ""),
-            content_encoding=headers.get("content-encoding", ""),
-            max_bytes=max_payload_bytes,
-        )
-    except BodyTooLargeError as error:
-        return str(error)
-    content_type = headers.get("content-type", "")
-    return WarcResponse(
-        url=url,
-        fetched_at=_time(record.headers.get("WARC-Date"), headers.get("date")),
-        offset=record.stream_pos,
-        http_status=int(status[1]),
-        content_type=mime_type(content_type),
-        charset=charset_of(content_type),
-        payload=decoded.body,
-        payload_sha256=hashlib.sha256(decoded.body).hexdigest(),
-        truncated=decoded.truncated or record.headers.get("WARC-Truncated") is not None,
-    )
-
-
-def split_http(block: bytes) -> tuple[dict[str, str], bytes]:
-    """(headers, body) of an HTTP message. Names in lower case; of a repeated header the last."""
-    blank = _HEAD_END.search(block)
-    head, body = (block[: blank.start()], block[blank.end() :]) if blank else (block, b"")
-    headers: dict[str, str] = {}
-    for line in head.split(b"\n")[1:]:
-        name, colon, value = line.partition(b":")
-        if colon:
-            headers[name.strip().lower().decode("latin-1")] = value.strip().decode("latin-1")
-    return headers, body
-
-
-def mime_type(content_type: str) -> str:
-    """`text/html` of a Content-Type header; empty if there is none."""
-    return content_type.partition(";")[0].strip().lower()
-
-
-def charset_of(content_type: str) -> str | None:
-    match = _CHARSET.search(content_type)
-    return match[1].lower() if match else None
-
-
-def _time(warc_date: str | None, http_date: str | None) -> dt.datetime:
-    try:
-        when = dt.datetime.fromisoformat(warc_date or "")
-    except ValueError:
-        try:
-            when = email.utils.parsedate_to_datetime(http_date or "")
-        except ValueError:
-            return UNKNOWN_TIME
-    try:
-        return when.replace(tzinfo=when.tzinfo or dt.UTC).astimezone(dt.UTC)
-    except OverflowError:
-        return UNKNOWN_TIME

@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -23,6 +24,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json, sha256_text, stage_key
 from pipeline.core.progress import Progress
 from pipeline.core.remote import Runtime
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _PLANNING: contextvars.ContextVar[bool] = contextvars.ContextVar("planning", default=False)
@@ -128,7 +131,7 @@ def read_manifest(url: str) -> Manifest:
         manifest = Manifest(**fields)
     except FileNotFoundError:
         raise UserError(f"no manifest at {path}; run the stage that makes it first") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(f"cannot read {path} ({error}); delete it and rerun its stage") from error
     if manifest.content_hash != data["content_hash"]:
         raise UserError(f"{path} was changed after it was written; delete it and rerun its stage")
@@ -303,8 +306,8 @@ def map_shards(
     done: dict[str, ShardResult] = {}
     for name in tasks:
         receipt = output.path(f"{phase}-{name}.done.json")
-        if storage.exists(receipt):
-            done[name] = _read_receipt(receipt)
+        if storage.exists(receipt) and (result := _read_receipt(receipt)) is not None:
+            done[name] = result
     pending = [name for name in tasks if name not in done]
     with Progress(f"{output.stage} {phase}", total=len(tasks), unit="shards") as progress:
         progress.advance(len(done))
@@ -317,10 +320,15 @@ def map_shards(
     return [done[name] for name in tasks]
 
 
-def _read_receipt(url: str) -> ShardResult:
-    data = json.loads(storage.read_bytes(url))
-    files = tuple(FileEntry(**entry) for entry in data["files"])
-    return ShardResult(files, Counts(**data["counts"]), data["facts"])
+def _read_receipt(url: str) -> ShardResult | None:
+    """None for one that cannot be read, which is said: it is only a cache, its task runs again."""
+    try:
+        data = json.loads(storage.read_bytes(url))
+        files = tuple(FileEntry(**entry) for entry in data["files"])
+        return ShardResult(files, Counts(**data["counts"]), data["facts"])
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):  # of Counts, too
+        log.warning("%s is damaged; what it stands for is done again", url)
+        return None
 
 
 def code_commit() -> str:

@@ -8,9 +8,12 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -52,8 +55,10 @@ def open_runtime(config: RunConfig) -> Generator[Runtime]:
     runtime = kind(config.workers)
     try:
         yield runtime
-    finally:
-        runtime.close()
+    except BaseException:
+        runtime.abort()
+        raise
+    runtime.close()
 
 
 class InlineRuntime:
@@ -77,11 +82,20 @@ class PoolRuntime:
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
         self._pool: ProcessPoolExecutor | None = None
+        self._lifeline: Any = None  # our end of a pipe: the workers live as long as it is open
 
     def close(self) -> None:
+        """Let the running tasks end, and the workers with them."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._lifeline.close()
             self._pool = None
+
+    def abort(self) -> None:
+        """End the workers now, whatever they are doing: what is half done has no receipt."""
+        if self._pool is not None:
+            self._lifeline.close()
+        self.close()
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
         waiting = list(range(len(items)))
@@ -104,7 +118,13 @@ class PoolRuntime:
     ) -> Iterator[tuple[int, R]]:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.num_workers, mp_context=context)
+            theirs, self._lifeline = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(
+                self.num_workers,
+                mp_context=context,
+                initializer=_live_as_long_as,
+                initargs=(theirs,),
+            )
         running: dict[Future[R], int] = {}
         upcoming = iter(order)
         try:
@@ -113,17 +133,43 @@ class PoolRuntime:
                     index = next(upcoming, None)
                     if index is None:
                         break
-                    running[self._pool.submit(function, items[index])] = index
+                    with _no_interrupt():  # `submit` starts the workers
+                        future = self._pool.submit(function, items[index])
+                    running[future] = index
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
-        finally:
-            for future in running:
-                future.cancel()
+        except BaseException:  # GeneratorExit, too: nobody waits for the rest
+            self.abort()  # and no future.cancel(): the pool trips over one when its worker dies
+            raise
 
     def service(self, factory: Callable[..., Any], *args: Any) -> ServiceHandle:
-        return _LocalService(factory(*args))
+        return _ProcessService(factory, args)
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Generator[None]:
+    """A child that is started meanwhile does not hear Ctrl-C, not even before its first line:
+    the terminal sends it to all of us, and the parent is to answer. We hear it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _live_as_long_as(lifeline: Any) -> None:
+    """In a child: be deaf to Ctrl-C, and end as soon as the other end of the pipe is closed,
+    be it by the parent or, if the parent was killed, by the system."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def watch() -> None:
+        connection.wait([lifeline])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 class _LocalService:
@@ -135,6 +181,69 @@ class _LocalService:
 
     def stop(self) -> None:
         self._target = None
+
+
+class _ProcessService:
+    """A service in a child process; one that died is made anew by the next call."""
+
+    max_restarts = 100
+
+    def __init__(self, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._factory, self._args = factory, args
+        self._context = multiprocessing.get_context("spawn")
+        self.num_restarts = -1
+        self._start()
+
+    def _start(self) -> None:
+        self.num_restarts += 1
+        if self.num_restarts > self.max_restarts:
+            raise RuntimeError(
+                f"a service died {self.num_restarts} times; the last is not restarted"
+            )
+        self._pipe, theirs = self._context.Pipe()
+        self.process = self._context.Process(
+            target=_serve, args=(theirs, self._factory, self._args), daemon=True
+        )
+        with _no_interrupt():
+            self.process.start()
+        theirs.close()
+
+    def call(self, method: str, *args: Any) -> Any:
+        while True:
+            try:
+                self._pipe.send((method, args))
+                done, result = self._pipe.recv()
+            except (EOFError, OSError):
+                self.process.join()
+                self._start()
+                continue
+            if not done:
+                raise result
+            return result
+
+    def stop(self) -> None:
+        self._pipe.close()  # the child's next look at the pipe ends it
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """A child's life: calls from the pipe until it closes. Ctrl-C is for the parent to hear."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    _live_as_long_as(parent.sentinel)  # in the middle of a call, too
+    target: Any = None
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            method, given = pipe.recv()
+            try:
+                target = factory(*args) if target is None else target
+                answer = (True, getattr(target, method)(*given))
+            except Exception as error:  # noqa: BLE001 - raised again where it was asked for
+                answer = (False, error)
+            pipe.send(answer)
 
 
 class RayRuntime:
@@ -155,6 +264,8 @@ class RayRuntime:
         if self._connected is not None:
             self._connected.shutdown()
             self._connected = None
+
+    abort = close  # Ray ends the tasks of a driver that leaves
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
         if not items:

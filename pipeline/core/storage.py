@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, cast
 import fsspec
 from fsspec.core import split_protocol
 
-from pipeline.core.errors import is_disk_full
+from pipeline.core.errors import UserError, is_disk_full
 
 WriteMode = Literal["replace", "create"]
 
@@ -119,7 +119,16 @@ def remove(url: str) -> None:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    fs, path = cast(tuple[Any, str], fsspec.url_to_fs(url))
+    """Raises UserError for a kind of place that this installation cannot reach."""
+    try:
+        fs, path = cast(tuple[Any, str], fsspec.url_to_fs(url))
+    except ImportError as error:
+        raise UserError(
+            f"{url!r} needs a package that is not installed ({error}); install it, or set run.root"
+            " to a local folder"
+        ) from None
+    except ValueError as error:  # an unknown protocol
+        raise UserError(f"{url!r} is no place to keep files: {error}; set run.root") from None
     return fs, path
 
 

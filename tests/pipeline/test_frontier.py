@@ -1,61 +1,94 @@
-"""The frontier: turns of hosts, scope, and a state that no kill can spoil."""
+"""The frontier: turns of hosts, scope, shards, and a state that no kill can spoil."""
 
 import contextlib
 import datetime as dt
-import gzip
 import hashlib
-from collections.abc import Callable, Generator
+import random
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.frontier import Archived, Entry, Frontier, Scope, host_of
-from pipeline.links import page_links, resolve, sitemap_links
+from pipeline.frontier import Archived, Frontier, HostBudget, Turn, logged_ends
+from pipeline.frontier_state import Entry, hostname_of
+from pipeline.mailbox import Mailbox
 from pipeline.warc import WarcResponse, iter_responses
 from pipeline.warc_writer import Exchange, WarcSeries
 
-SCOPE = Scope(frozenset({"a", "b", "c:81"}), max_depth=3)
+
+def refusal(url: str, depth: int) -> str | None:
+    if depth > 3:
+        return "depth"
+    return None if hostname_of(url) in ("a", "b", "c") else "host"
 
 
-Open = Callable[..., Frontier]
+def shard_of(host: str, num_shards: int) -> int:
+    return ord(host[0]) % num_shards
+
+
+class Opener:
+    """Opens the frontier of one folder, again and again, each time as a newer owner."""
+
+    def __init__(self, root: Path, stack: contextlib.ExitStack) -> None:
+        self.root, self.stack, self.epoch = root, stack, 0
+
+    def __call__(
+        self, max_pages: int = 1000, warc_bytes: int = 1 << 40, shard: int = 0, of: int = 1, **more
+    ) -> Frontier:
+        self.epoch += 1
+        mailbox = Mailbox(self.root, shard, of, shard_of, self.epoch)
+        folder = self.root / f"shard-{shard:05d}"
+        opened = Frontier(
+            folder, self.epoch, refusal, mailbox, lambda _: warc_bytes, max_pages, **more
+        )
+        self.stack.callback(opened.close)
+        return opened
 
 
 @pytest.fixture
-def frontier(tmp_path: Path) -> Generator[Open]:
-    """Opens the frontier of one log, again and again."""
+def frontier(tmp_path: Path) -> Generator[Opener]:
     with contextlib.ExitStack() as stack:
-
-        def open_it(max_pages: int = 1000, warc_bytes: int = 1 << 40) -> Frontier:
-            opened = Frontier(tmp_path / "log", SCOPE, max_pages, lambda _name: warc_bytes)
-            stack.callback(opened.close)
-            return opened
-
-        yield open_it
+        yield Opener(tmp_path, stack)
 
 
-def done(number: int = 0) -> Archived:
-    return Archived(200, "00", "x-00000.warc.gz", 100 + number)
+def done(number: int = 0, num_bytes: int = 10) -> Archived:
+    return Archived(200, "00", "x-00000.warc.gz", 100 + number, num_bytes)
 
 
-def test_turns(frontier: Open) -> None:
+def url_of(turn: Turn | None) -> str | None:
+    return turn.entry.url if turn else None
+
+
+def work_off(f: Frontier) -> list[str]:
+    """All that is left, dropped one by one."""
+    found: list[str] = []
+    while turn := f.take(1e9):
+        found.append(turn.entry.url)
+        f.drop(turn, "x")
+        f.release(turn, 0.0)
+    return found
+
+
+def test_turns(frontier: Opener) -> None:
     f = frontier()
     f.add(Entry(url, 0) for url in ["http://a/1", "http://a/2", "https://b/1", "http://c:81/1"])
     first = f.take(0.0)
-    assert first == Entry("http://a/1", 0)
-    assert f.take(0.0) == Entry("https://b/1", 0)
-    assert f.take(0.0) == Entry("http://c:81/1", 0)
+    assert first is not None
+    assert first.entry == Entry("http://a/1", 0)
+    assert url_of(f.take(0.0)) == "https://b/1"
+    assert url_of(f.take(0.0)) == "http://c:81/1"
     assert f.take(100.0) is None  # a second request to `a` waits for the first
     assert f.next_turn() is None
     f.archive(first, done(), [])
     f.release(first, free_at=5.0)
     assert f.next_turn() == 5.0
     assert f.take(4.9) is None
-    assert f.take(5.0) == Entry("http://a/2", 0)
-    assert (f.num_known, f.num_finished, f.num_waiting) == (4, 1, 0)
+    assert url_of(f.take(5.0)) == "http://a/2"
+    assert (f.num_known, f.tally.num_finished, f.num_waiting) == (4, 1, 0)
 
 
-def test_a_host_keeps_its_delay_when_its_queue_runs_dry(frontier: Open) -> None:
+def test_a_host_keeps_its_delay_when_its_queue_runs_dry(frontier: Opener) -> None:
     f = frontier()
     f.add([Entry("http://a/1", 0)])
     first = f.take(0.0)
@@ -64,20 +97,49 @@ def test_a_host_keeps_its_delay_when_its_queue_runs_dry(frontier: Open) -> None:
     f.release(first, free_at=9.0)
     f.add([Entry("http://a/2", 0)])
     assert f.take(8.9) is None
-    assert f.take(9.0) == Entry("http://a/2", 0)
+    assert url_of(f.take(9.0)) == "http://a/2"
 
 
-def test_scope_depth_and_doubles(frontier: Open) -> None:
+def test_what_is_put_back_comes_first(frontier: Opener) -> None:
+    f = frontier()
+    f.add([Entry("http://a/1", 0), Entry("http://a/2", 0)])
+    first = f.take(0.0)
+    assert first
+    f.put_back(first, 7.0)
+    assert f.take(6.9) is None
+    assert url_of(f.take(7.0)) == "http://a/1"
+
+
+def test_scope_depth_and_doubles(frontier: Opener) -> None:
     f = frontier()
     f.add([Entry("http://a/", 0), Entry("http://a/", 1), Entry("http://z/", 0)])
-    f.add([Entry("http://c/", 0), Entry("http://c:81/", 0), Entry("http://a/deep", 4)])
+    f.add([Entry("http://c/", 0), Entry("http://a/deep", 4)])
     assert f.num_known == 2
     f.add([Entry("http://a/deep", 3)])
     assert f.num_known == 3
-    assert host_of("http://a:80/") == "a"
+    assert f.refused == {"host": 1, "depth": 1}
 
 
-def test_the_budget_counts_what_is_in_flight(frontier: Open) -> None:
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://a/", "a"),
+        ("http://a:81/x", "a"),
+        ("https://[::1]:8/x:y", "[::1]"),
+        ("http://a.b/?q=//c/", "a.b"),
+    ],
+)
+def test_host_names(url: str, host: str) -> None:
+    assert hostname_of(url) == host
+
+
+def test_priorities_then_order_of_discovery(frontier: Opener) -> None:
+    f = frontier()
+    f.add(Entry(f"http://a/{i}", 0, priority=i % 3) for i in range(9))
+    assert work_off(f) == [f"http://a/{i}" for i in (0, 3, 6, 1, 4, 7, 2, 5, 8)]
+
+
+def test_the_budget_counts_what_is_in_flight(frontier: Opener) -> None:
     f = frontier(max_pages=2)
     f.add([Entry("http://a/1", 0), Entry("http://b/1", 0), Entry("http://c:81/1", 0)])
     first, second = f.take(0.0), f.take(0.0)
@@ -89,58 +151,201 @@ def test_the_budget_counts_what_is_in_flight(frontier: Open) -> None:
     assert f.take(0.0) is not None
 
 
-def test_replay_gives_the_same_state(frontier: Open) -> None:
+@pytest.mark.parametrize(
+    ("budget", "taken"),
+    [
+        (HostBudget(pages=3), 3),
+        (HostBudget(num_bytes=35), 4),
+        (HostBudget(seconds=2.5), 3),
+        (HostBudget(), 9),
+    ],
+)
+def test_a_hosts_budget(frontier: Opener, budget: HostBudget, taken: int) -> None:
+    f = frontier(budget=budget)
+    f.add(Entry(f"http://a/{i}", 0) for i in range(9))
+    f.add([Entry("http://b/1", 0)])
+    now, hosts = 0.0, list[str]()
+    while turn := f.take(now):
+        turn.host.first_asked = turn.host.first_asked or now
+        hosts.append(turn.host.name)
+        f.archive(turn, done(), [])
+        f.release(turn, 0.0)
+        now += 0.5
+        if turn.host.name == "b":
+            now = 1.0
+    assert hosts.count("a") >= min(taken, 3)
+    assert hosts.count("a") <= max(taken, 6)
+    assert hosts.count("b") == 1
+    if budget.seconds is None:
+        assert hosts.count("a") == taken
+        assert f.num_waiting == 9 - taken
+    assert f.is_idle
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_a_successor_has_the_same_state(frontier: Opener, snapshot: bool) -> None:
     f = frontier()
     f.add(
         [Entry("http://a/1", 0), Entry("http://a/map", 0, is_sitemap=True), Entry("http://b/1", 0)]
     )
     one = f.take(0.0)
     assert one
-    f.archive(one, done(), [Entry("http://a/ä\u2028\n", 1, hops=2), Entry("http://b/2", 1)])
+    f.archive(one, done(), [Entry("http://a/%C3%A4", 1, hops=2), Entry("http://b/2", 1)])
     f.release(one, 0.0)
     two = f.take(0.0)  # http://b/1, in flight at the kill
-    assert two
+    assert url_of(two) == "http://b/1"
+    if snapshot:
+        f.snapshot()
+        assert f.seen.runs
+    f.add([Entry("http://a/3", 1)])
     g = frontier()
-    assert g.archived == {"http://a/1": done()}
-    left: list[Entry] = []
-    while entry := g.take(0.0):
-        left.append(entry)
-        g.drop(entry, "x")
-        g.release(entry, 0.0)
-    assert sorted(left, key=str) == sorted(
-        [
-            Entry("http://a/map", 0, is_sitemap=True),
-            Entry("http://a/ä\u2028\n", 1, hops=2),
-            Entry("http://b/1", 0),
-            Entry("http://b/2", 1),
-        ],
-        key=str,
+    assert (g.num_known, g.tally.num_archived, g.num_waiting) == (6, 1, 5)
+    assert g.tally == f.tally
+    assert [(e.url, i) for e, i in g.pages()] == [("http://a/1", done())]
+    g.add([Entry("http://a/1", 0), Entry("http://b/2", 0)])  # known
+    left = [(t.entry, f.take(0.0)) for t in iter(lambda: take_and_drop(g), None)]
+    urls = [entry.url for entry, _ in left]
+    assert sorted(urls) == sorted(
+        ["http://a/map", "http://a/%C3%A4", "http://a/3", "http://b/1", "http://b/2"]
     )
-    assert [e.url for e in left if e.host == "b"] == ["http://b/1", "http://b/2"]
+    assert [url for url in urls if "//b/" in url] == ["http://b/1", "http://b/2"]
+    assert Entry("http://a/%C3%A4", 1, hops=2) in [entry for entry, _ in left]
+    assert Entry("http://a/map", 0, is_sitemap=True) in [entry for entry, _ in left]
 
 
-def test_damage_in_the_middle_is_told(frontier: Open, tmp_path: Path) -> None:
-    log = tmp_path / "log"
+def take_and_drop(f: Frontier) -> Turn | None:
+    if turn := f.take(1e9):
+        f.drop(turn, "x")
+        f.release(turn, 0.0)
+    return turn
+
+
+def test_damage_in_the_middle_is_told(frontier: Opener, tmp_path: Path) -> None:
     f = frontier()
     f.add([Entry("http://a/1", 0)])
     f.add([Entry("http://a/2", 0)])
-    log.write_bytes(b"\x00\x00\n" + log.read_bytes())
-    with pytest.raises(UserError, match=r"line 1 of .*log is damaged; delete"):
+    (log,) = tmp_path.rglob("log-*.log")
+    head, first, second = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(head + b"\x00\x00\n" + first + second)
+    with pytest.raises(UserError, match=r"the log in .* is damaged at .*delete the folder"):
+        frontier()
+    log.write_bytes(b"\x00\n")
+    with pytest.raises(UserError, match=r"log-000001.log is damaged; delete"):
         frontier()
 
 
-def test_a_page_that_the_warc_lost_waits_again(frontier: Open) -> None:
+@pytest.mark.parametrize("content", [b"", b"PK junk", b"x" * 1000])
+def test_a_damaged_snapshot_is_told(frontier: Opener, tmp_path: Path, content: bytes) -> None:
+    f = frontier()
+    f.add([Entry("http://a/1", 0)])
+    f.snapshot()
+    (path,) = tmp_path.rglob("snapshot.npz")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"snapshot.npz is damaged"):
+        frontier()
+
+
+def test_a_page_that_the_warc_lost_waits_again(frontier: Opener) -> None:
     f = frontier()
     f.add([Entry("http://a/1", 0), Entry("http://a/2", 0)])
     for number in range(2):
-        entry = f.take(0.0)
-        assert entry
-        f.archive(entry, done(number), [Entry(f"http://b/{number}", 1)])
-        f.release(entry, 0.0)
+        turn = f.take(0.0)
+        assert turn
+        f.archive(turn, done(number), [Entry(f"http://b/{number}", 1)])
+        f.release(turn, 0.0)
     g = frontier(warc_bytes=100)
-    assert g.archived.keys() == {"http://a/1"}
+    assert g.tally.num_archived == 1
     assert g.num_waiting == 3
-    assert g.warc_ends() == {"x-00000.warc.gz": 100}
+    assert g.tally.warc_ends == {"x-00000.warc.gz": 100}
+    assert "http://a/2" in work_off(g)
+
+
+def test_a_hung_predecessor_changes_nothing(frontier: Opener) -> None:
+    f = frontier()
+    f.add([Entry("http://a/1", 0), Entry("http://b/1", 0)])
+    hung = f.take(0.0)
+    assert hung
+    g = frontier()
+    f.archive(hung, done(), [Entry("http://a/2", 1)])  # it wakes up, and does not know
+    assert g.num_known == 2
+    g.add([Entry("http://a/3", 0)])
+    h = frontier()
+    assert sorted(work_off(h)) == ["http://a/1", "http://a/3", "http://b/1"]
+
+
+def test_shards_hand_over_what_is_not_theirs(frontier: Opener) -> None:
+    left, right = frontier(shard=0, of=2), frontier(shard=1, of=2)  # b is left, a and c are right
+    left.add([Entry("http://b/1", 0), Entry("http://a/1", 1)])
+    assert left.num_known == 1
+    assert not left.is_idle
+    assert not right.mailbox.has_mail
+    left.sync()
+    assert right.mailbox.has_mail
+    right.read_mail()
+    right.read_mail()
+    assert right.num_known == 1
+    assert right.is_idle is False
+    assert work_off(right) == ["http://a/1"]
+    left.add([Entry("http://a/1", 1)])  # sent already
+    left.sync()
+    assert not right.mailbox.has_mail
+
+
+def test_mail_survives_the_death_of_its_sender(frontier: Opener) -> None:
+    left = frontier(shard=0, of=2)
+    left.add([Entry("http://a/1", 1)])  # written down, and killed before the delivery
+    again, right = frontier(shard=0, of=2), frontier(shard=1, of=2)
+    again.sync()
+    right.read_mail()
+    assert work_off(right) == ["http://a/1"]
+    third = frontier(shard=0, of=2)  # sends it once more
+    third.sync()
+    right.read_mail()
+    assert work_off(right) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_of_events_and_kills(tmp_path: Path, seed: int) -> None:
+    """Against a plain model: known and finished sets."""
+    chance = random.Random(seed)
+    with contextlib.ExitStack() as stack:
+        opener = Opener(tmp_path, stack)
+        f = opener(max_recent=20)
+        known, finished = set[str](), set[str]()
+        flying: list[Turn] = []
+        for _ in range(400):
+            match chance.randrange(8):
+                case 0 | 1 | 2:
+                    batch = [
+                        f"http://{chance.choice('abc')}/{chance.randrange(300)}" for _ in "abc"
+                    ]
+                    f.add(Entry(url, 0, priority=chance.randrange(3)) for url in batch)
+                    known.update(batch)
+                case 3 | 4:
+                    if turn := f.take(1e9):
+                        assert turn.entry.url in known - finished
+                        flying.append(turn)
+                case 5 | 6 if flying:
+                    turn = flying.pop(chance.randrange(len(flying)))
+                    link = f"http://b/{chance.randrange(300)}"
+                    if chance.random() < 0.5:
+                        f.archive(turn, done(), [Entry(link, 1)])
+                        known.add(link)
+                    else:
+                        f.drop(turn, "x")
+                    finished.add(turn.entry.url)
+                    f.release(turn, 0.0)
+                case 7:
+                    if chance.random() < 0.3 or f.wants_snapshot():
+                        f.snapshot()
+                    if chance.random() < 0.2:
+                        f, flying = opener(max_recent=20), []
+                case _:
+                    pass
+            assert f.num_known == len(known)
+            assert f.num_waiting == len(known - finished) - len(flying)
+        f = opener()
+        assert sorted(work_off(f)) == sorted(known - finished)
 
 
 # A crawl without a network: a page is its number, and links to a few others.
@@ -148,29 +353,34 @@ PAGES = {i: [2 * i + 1, 2 * i + 2, i * 5 % 7] for i in range(7)}
 
 
 def crawl_on(folder: Path, num_steps: int = 1 << 30) -> None:
-    """The order of writes that pipeline/crawl.py keeps; ends after so many of them."""
-    f = Frontier(folder / "log", SCOPE, 1000, lambda name: WarcSeries.size(folder, name))
-    series = WarcSeries(folder, "x", "Test/1", 2500, f.warc_ends())
+    """The order of writes that pipeline/crawl_shard.py keeps; ends after so many of them."""
+    epoch = 1 + len(list(folder.glob("log-*.log")))
+    mailbox = Mailbox(folder.parent, 0, 1, shard_of, epoch)
+    series = WarcSeries(folder, f"x-{epoch:05d}", "Test/1", 1500, logged_ends(folder))
+    f = Frontier(folder, epoch, refusal, mailbox, lambda name: WarcSeries.size(folder, name), 1000)
     try:
         f.add([Entry("http://a/0", 0)])
-        while entry := f.take(0.0):
-            number = int(entry.url.rpartition("/")[2])
+        while turn := f.take(0.0):
+            number = int(turn.entry.url.rpartition("/")[2])
             body = str(number).encode() * 50
             at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
             if (num_steps := num_steps - 1) < 0:
                 return
             place = series.write(
-                Exchange(entry.url, at, None, b"GET", b"HTTP/1.1 200 OK\r\n\r\n", body)
+                Exchange(turn.entry.url, at, None, b"GET", b"HTTP/1.1 200 OK\r\n\r\n", body)
             )
             if (num_steps := num_steps - 1) < 0:
                 return
             links = [Entry(f"http://a/{link}", 1) for link in PAGES.get(number, [])]
             digest = hashlib.sha256(body).hexdigest()
-            f.archive(entry, Archived(200, digest, place.name, place.end), links)
+            f.archive(turn, Archived(200, digest, place.name, place.end), links)
             if (num_steps := num_steps - 1) < 0:
                 return
             series.rotate_if_full()
-            f.release(entry, 0.0)
+            if number % 4 == 3:
+                series.sync()
+                f.snapshot()
+            f.release(turn, 0.0)
         series.finish()
     finally:
         f.close()
@@ -197,7 +407,7 @@ def test_death_between_any_two_writes(tmp_path: Path) -> None:
         crawl_on(folder, step)
         crawl_on(folder, 3)  # and soon once more
         crawl_on(folder)
-        assert archive(folder) == wanted, step
+        assert sorted(archive(folder)) == sorted(wanted), step
         assert not list(folder.glob("*.open"))
 
 
@@ -207,69 +417,10 @@ def test_death_in_the_middle_of_a_write(tmp_path: Path) -> None:
     for cut in range(1, 60, 3):
         folder = tmp_path / str(cut)
         crawl_on(folder, 16)
-        log = folder / "log"
+        (log,) = folder.glob("log-*.log")
         log.write_bytes(log.read_bytes()[:-cut])
         for path in folder.glob("*.open"):
             path.write_bytes(path.read_bytes()[: -7 * cut] if cut % 2 else path.read_bytes() + b"x")
         crawl_on(folder)
         crawl_on(folder)  # the log is readable again
-        assert archive(folder) == wanted, cut
-
-
-# ------------------------------------------------------------------------------------------ links
-
-
-def test_links_of_a_page() -> None:
-    page = """<html><head><base href="/base/"></head><body>
-    <a href="x#frag">1</a> <a href="x">double</a> <a href=" y z?q=ü ">2</a>
-    <a rel="ugc NoFollow" href="/no">3</a> <area href="//OTHER.example:80/%7ea/../b">
-    <a href="javascript:alert(1)">4</a> <a href="mailto:a@b">5</a> <a href="http://[bad">6</a>
-    <a name="anchor">7</a> <a href="ftp://h/">8</a> <a href="">9</a>
-    <a href="http://bücher.example/">10</a></body></html>""".encode()
-    assert page_links(page, "http://h/dir/page", "utf-8") == [
-        "http://h/base/x",
-        "http://h/base/y%20z?q=%C3%BC",
-        "http://other.example/b",
-        "http://xn--bcher-kva.example/",
-    ]
-    assert page_links(page, "http://h/", "no-such-charset")[0] == "http://h/base/x"
-
-
-@pytest.mark.parametrize(
-    "page",
-    [b"", b"   ", b"\x00", b"\x00" * 1000, b"<!-- only -->", b"<a>", b"\xff\xfe<", b"<" * 10_000],
-)
-def test_pages_without_links(page: bytes) -> None:
-    assert page_links(page, "http://h/", None) == []
-
-
-def test_meta_nofollow_and_long_urls() -> None:
-    page = b'<a href="/x">1</a>'
-    assert (
-        page_links(b'<meta name="ROBOTS" content="noindex, NoFollow">' + page, "http://h/", None)
-        == []
-    )
-    assert resolve("/" + "x" * 5000, "http://h/") is None
-    deep = b"<div>" * 20_000 + page
-    assert isinstance(page_links(deep, "http://h/", None), list)
-
-
-def test_sitemaps() -> None:
-    urls = (
-        b'<?xml version="1.0"?><urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
-        b"<url><loc> http://h/a?x=1&amp;y=2 </loc><lastmod>2026</lastmod></url>"
-        b"<url><loc>/b</loc></url><url><loc>/b</loc></url></urlset>"
-    )
-    wanted = (["http://h/a?x=1&y=2", "http://h/b"], [])
-    assert sitemap_links(urls, "http://h/map.xml") == wanted
-    assert sitemap_links(gzip.compress(urls), "http://h/map.xml.gz") == wanted
-    index = b"<sitemapindex><sitemap><loc>http://h/1.xml</loc></sitemap></sitemapindex>"
-    assert sitemap_links(index, "http://h/") == ([], ["http://h/1.xml"])
-    for nothing in (b"", b"\x1f\x8bjunk", b"<html><p>404</p>", b"plain", urls[:150]):
-        assert sitemap_links(nothing, "http://h/")[1] == []
-    lol = b'<!DOCTYPE l [<!ENTITY a "aaaaaaaaaa">' + b"".join(
-        b'<!ENTITY %c "%s">' % (98 + i, b"&%c;" % (97 + i) * 10) for i in range(8)
-    )
-    assert (
-        sitemap_links(lol + b"]><urlset><url><loc>&i;</loc></url></urlset>", "http://h/")[1] == []
-    )
+        assert sorted(archive(folder)) == sorted(wanted), cut

@@ -112,3 +112,33 @@ def test_finished_shards_are_not_done_again_and_order_is_kept(tmp_path: Path) ->
     results = map_shards(InlineRuntime(), output, "go", task, tasks)
     assert seen == [0, 1, 2, 2, 3]
     assert [r.facts["n"] for r in results] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"files": [1], "counts": {}, "facts": {}}',
+        b'{"files": [], "counts": {"rows_in": 2, "rows_out": 1}, "facts": {}}',
+    ],
+)
+def test_a_damaged_receipt_is_named_and_its_task_runs_again(tmp_path, caplog, text) -> None:
+    output = StageOutput.of(str(tmp_path), "s", 1, {}, {})
+    seen: list[int] = []
+
+    def task(number: int) -> ShardResult:
+        seen.append(number)
+        return ShardResult((), Counts(number, number), {"n": number})
+
+    tasks = {f"{i:05}": i for i in range(3)}
+    first = map_shards(InlineRuntime(), output, "go", task, tasks)
+    Path(output.path("go-00001.done.json")).write_bytes(text)
+    assert map_shards(InlineRuntime(), output, "go", task, tasks) == first
+    assert seen == [0, 1, 2, 1]
+    assert ["go-00001.done.json is damaged" in r.message for r in caplog.records] == [True]
+    assert map_shards(InlineRuntime(), output, "go", task, tasks) == first
+    assert len(seen) == 4

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,121 @@ def test_a_service_keeps_its_state_through_a_kill(runtime, tmp_path: Path) -> No
         time.sleep(0.1)
     assert service.call("add", 3) == 5
     service.stop()
+
+
+# ------------------------------------------------------------------- how workers and services end
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from pipeline.core.config import RunConfig
+from pipeline.core.remote import open_runtime
+
+def toil(folder):
+    Path(folder, str(os.getpid())).write_text("")
+    time.sleep(3600)
+
+class Service:
+    toil = staticmethod(toil)
+
+if __name__ == "__main__":
+    try:
+        with open_runtime(RunConfig(backend="local", workers=2)) as runtime:
+            Path(sys.argv[2]).write_text("")
+            if sys.argv[1] == "service":
+                runtime.service(Service).call("toil", sys.argv[3])
+            else:
+                list(runtime.map(toil, [sys.argv[3]] * 4))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+"""
+
+
+class Toil:
+    """A parent in a process group of its own whose children write down their pids."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.begun, self.pids = folder / "begun", folder / "pids"
+        self.pids.mkdir()
+        script = folder / "toil.py"
+        script.write_text(SCRIPT)
+        self.parent = subprocess.Popen(
+            [sys.executable, str(script), kind, str(self.begun), str(self.pids)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def children(self) -> list[int]:
+        return [int(path.name) for path in self.pids.iterdir()]
+
+
+@pytest.fixture
+def toil(tmp_path: Path) -> Iterator[Callable[[str], Toil]]:
+    made: list[Toil] = []
+
+    def start(kind: str) -> Toil:
+        made.append(Toil(tmp_path, kind))
+        return made[-1]
+
+    yield start
+    for one in made:
+        for pid in [one.parent.pid, *one.children()]:
+            if _alive(pid):
+                os.kill(pid, signal.SIGKILL)
+        one.parent.wait()
+        assert one.parent.stderr
+        one.parent.stderr.close()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [("map", 0), ("map", 1), ("map", 2), ("service", 0), ("service", 1)]
+)
+def test_ctrl_c_is_heard_by_the_parent_alone(toil, kind: str, number: int) -> None:
+    """The terminal sends it to the whole group: also while the children are still starting."""
+    group = toil(kind)
+    _wait(lambda: group.begun.exists() and len(group.children()) >= number)
+    os.killpg(group.parent.pid, signal.SIGINT)
+    _, said = group.parent.communicate(timeout=60)
+    assert (group.parent.returncode, said) == (130, "stopped\n")
+    assert not [pid for pid in group.children() if _alive(pid)]
+
+
+@pytest.mark.parametrize(("kind", "number"), [("map", 2), ("service", 1)])
+def test_children_do_not_outlive_a_parent_that_was_killed(toil, kind: str, number: int) -> None:
+    group = toil(kind)
+    _wait(lambda: len(group.children()) >= number)
+    group.parent.kill()
+    group.parent.wait()
+    _wait(lambda: not any(map(_alive, group.children())))
+
+
+def test_a_users_mistake_does_not_wait_for_the_other_tasks(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="is not mine"),
+        open_runtime(RunConfig(backend="local", workers=2)) as runtime,
+    ):
+        list(runtime.map(_refuse_or_sleep, [str(tmp_path / "a"), ""]))
+
+
+def _refuse_or_sleep(flag: str) -> None:
+    if flag:
+        Path(flag).write_text("")
+        time.sleep(3600)
+    raise UserError("it is not mine")

@@ -1,4 +1,5 @@
 import errno
+import importlib.util
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import fsspec
 import pytest
 
 from pipeline.core import storage
+from pipeline.core.errors import UserError
 
 
 @pytest.mark.parametrize("root", ["{tmp}", "file://{tmp}", "memory://{tmp}"])
@@ -60,3 +62,19 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
             full.write(b"x")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, url)
     assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [("foo://x/y", "no place to keep files"), ("s3://bucket/x", "s3fs"), ("gs://b/x", "gcsfs")],
+)
+def test_a_place_that_cannot_be_reached_is_one_line(url: str, why: str) -> None:
+    if why != "no place to keep files" and importlib.util.find_spec(why):
+        pytest.skip(f"{why} is installed here")
+    for look in (storage.exists, storage.size, storage.read_bytes, storage.remove):
+        with pytest.raises(UserError, match=why) as caught:
+            look(url)
+        assert url in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=why):
+        storage.write_bytes(url, b"x")

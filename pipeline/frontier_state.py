@@ -1,0 +1,243 @@
+"""A frontier shard's state in memory, and the snapshot of it on the disk."""
+
+import array
+import dataclasses
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core import storage
+from pipeline.core.errors import UserError
+
+SNAPSHOT = "snapshot.npz"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """A canonical URL to fetch. `hops`: redirects (or sitemap indices) that led here. Of a host's
+    URLs the lowest `priority` comes first, and among equals the first that was found."""
+
+    url: str
+    depth: int
+    hops: int = 0
+    is_sitemap: bool = False
+    priority: int = 0
+
+    @property
+    def host(self) -> str:
+        """Whose politeness it falls under: the host name, whatever the port."""
+        return hostname_of(self.url)
+
+    def line(self, kind: str) -> str:
+        """As the log has it. A canonical URL holds neither blanks nor control characters."""
+        numbers = f"{self.depth}\t{self.hops}\t{int(self.is_sitemap)}\t{self.priority}"
+        return f"{kind}\t{numbers}\t{self.url}"
+
+    @staticmethod
+    def of(line: str) -> "Entry":
+        _, depth, hops, is_sitemap, priority, url = line.split("\t")
+        return Entry(url, int(depth), int(hops), is_sitemap == "1", int(priority))
+
+
+def hostname_of(url: str) -> str:
+    """The host name in a canonical URL, brackets and all for an IPv6 address."""
+    start = url.index("//") + 2
+    end = url.find("/", start)
+    authority = url[start:] if end < 0 else url[start:end]
+    if authority.startswith("["):
+        return authority[: authority.index("]") + 1]
+    return authority.partition(":")[0]
+
+
+class Host:
+    """A host's queues (one for each priority) and what it has had so far."""
+
+    __slots__ = (
+        "dropped",
+        "first_asked",
+        "free_at",
+        "heads",
+        "held",
+        "is_over",
+        "is_ready",
+        "last_asked",
+        "name",
+        "num_bytes",
+        "pages",
+        "queues",
+        "shortest_gap_s",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.queues: dict[int, array.array[int]] = {}
+        self.heads: dict[int, int] = {}  # taken so far from the front of each queue
+        self.held: list[int] = []
+        self.free_at = 0.0
+        self.is_ready = self.is_over = False
+        self.pages = self.num_bytes = self.dropped = 0
+        self.first_asked: float | None = None
+        self.last_asked = 0.0
+        self.shortest_gap_s: float | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.held) + sum(
+            len(queue) - self.heads[priority] for priority, queue in self.queues.items()
+        )
+
+    def push(self, priority: int, address: int) -> None:
+        if priority not in self.queues:
+            self.queues[priority] = array.array("Q")
+            self.heads[priority] = 0
+        self.queues[priority].append(address)
+
+    def pop(self) -> int:
+        if self.held:
+            return self.held.pop()
+        priority = min(self.queues)
+        queue, head = self.queues[priority], self.heads[priority]
+        address = queue[head]
+        head += 1
+        if head == len(queue):
+            del self.queues[priority], self.heads[priority]
+            return address
+        if head > 64 and head > len(queue) // 2:
+            del queue[:head]
+            head = 0
+        self.heads[priority] = head
+        return address
+
+    def waiting(self) -> dict[int, "array.array[int]"]:
+        """What waits, by priority; what was held comes first."""
+        found = {p: queue[self.heads[p] :] for p, queue in self.queues.items()}
+        if self.held:
+            first = min(found, default=0)
+            found[first] = array.array("Q", self.held[::-1]) + found.get(first, array.array("Q"))
+        return found
+
+    def remove(self, addresses: Sequence[int]) -> None:
+        """Take out what is done already."""
+        gone = set(addresses)
+        for priority, queue in self.waiting().items():
+            left = array.array("Q", [address for address in queue if address not in gone])
+            if left:
+                self.queues[priority], self.heads[priority] = left, 0
+            else:
+                self.queues.pop(priority, None)
+                self.heads.pop(priority, None)
+        self.held = []
+
+
+@dataclasses.dataclass
+class Tally:
+    """A shard's counts. Known = archived + dropped + waiting + in flight."""
+
+    num_known: int = 0
+    num_archived: int = 0
+    num_bytes: int = 0
+    statuses: Counter[int] = dataclasses.field(default_factory=Counter[int])
+    dropped: Counter[str] = dataclasses.field(default_factory=Counter[str])
+    warc_rows: Counter[str] = dataclasses.field(default_factory=Counter[str])
+    warc_ends: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
+    outside: Counter[str] = dataclasses.field(default_factory=Counter[str])
+
+    @property
+    def num_finished(self) -> int:
+        return self.num_archived + self.dropped.total()
+
+    def to_json(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @staticmethod
+    def of_json(data: Mapping[str, Any]) -> "Tally":
+        return Tally(
+            data["num_known"],
+            data["num_archived"],
+            data["num_bytes"],
+            Counter({int(status): number for status, number in data["statuses"].items()}),
+            Counter(data["dropped"]),
+            Counter(data["warc_rows"]),
+            dict(data["warc_ends"]),
+            Counter(data["outside"]),
+        )
+
+
+@dataclasses.dataclass
+class Snapshot:
+    """`end`: the log's address up to which it tells; `runs`: the seen-set's files."""
+
+    end: int = 0
+    runs: Sequence[str] = ()
+    tally: Tally = dataclasses.field(default_factory=Tally)
+    hosts: Sequence[Host] = ()
+
+
+def write_snapshot(
+    folder: Path, head: Snapshot, hosts: Mapping[str, Host], in_flight: Mapping[str, int]
+) -> None:
+    """What is in flight counts as waiting: whoever reads this has not fetched it."""
+    rows: list[list[Any]] = []
+    addresses: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+    for host in hosts.values():
+        waiting = host.waiting()
+        if host.name in in_flight:
+            first = min(waiting, default=0)
+            queue = waiting.get(first, array.array("Q"))
+            waiting[first] = array.array("Q", [in_flight[host.name]]) + queue
+        lengths = [[priority, len(queue)] for priority, queue in waiting.items()]
+        rows.append(
+            [host.name, host.pages, host.num_bytes, host.dropped, host.shortest_gap_s, lengths]
+        )
+        addresses += [np.frombuffer(queue, np.uint64) for queue in waiting.values()]
+    meta = {
+        "end": head.end,
+        "runs": list(head.runs),
+        "tally": head.tally.to_json(),
+        "hosts": rows,
+    }
+    with storage.atomic_file(str(folder / SNAPSHOT)) as path, path.open("wb") as file:
+        np.savez(
+            file,
+            meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
+            addresses=np.concatenate([np.zeros(0, np.uint64), *addresses]),
+        )
+
+
+def read_snapshot(folder: Path) -> Snapshot:
+    """The last one; an empty one if there is none. Raises UserError for a damaged file."""
+    path = folder / SNAPSHOT
+    if not path.exists():
+        return Snapshot()
+    try:
+        with np.load(path) as data:
+            meta = json.loads(data["meta"].tobytes())
+            addresses = data["addresses"]
+        hosts = _hosts(meta["hosts"], addresses)
+        return Snapshot(meta["end"], meta["runs"], Tally.of_json(meta["tally"]), hosts)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); delete {folder} to crawl anew") from None
+
+
+def _hosts(rows: Iterable[Sequence[Any]], addresses: Any) -> list[Host]:
+    hosts: list[Host] = []
+    at = 0
+    for name, pages, num_bytes, dropped, gap, lengths in rows:
+        host = Host(name)
+        host.pages, host.num_bytes, host.dropped, host.shortest_gap_s = (
+            pages,
+            num_bytes,
+            dropped,
+            gap,
+        )
+        for priority, length in lengths:
+            host.queues[priority] = array.array("Q", addresses[at : at + length].tobytes())
+            host.heads[priority] = 0
+            at += length
+        hosts.append(host)
+    return hosts

@@ -1,0 +1,267 @@
+"""A crawl in several shards, in threads, in child processes and on Ray; and a recrawl."""
+
+import gzip
+import hashlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Generator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core import remote
+from pipeline.core.config import RunConfig
+from pipeline.core.errors import UserError
+from pipeline.core.manifest import Manifest
+from pipeline.crawl import CrawlConfig, run_crawl
+from pipeline.warc import WarcResponse, iter_responses
+
+NUM_HOSTS, NUM_PAGES = 7, 60
+
+
+def page_of(host: int, number: int, week: int) -> bytes:
+    """Each page links to three of its own host and one of another; the graph is known."""
+    own = [(2 * number + 1) % NUM_PAGES, (2 * number + 2) % NUM_PAGES, number * 7 % NUM_PAGES]
+    links = [f"/{n}" for n in own] + [f"http://{name(host + 1)}:PORT/{number}"]
+    links.append("/private/x")
+    text = hashlib.sha256(f"{host} {number} {week if number % 3 == 0 else 0}".encode()).hexdigest()
+    anchors = "".join(f'<a href="{link}">x</a>' for link in links)
+    return f"<html><p>{text}</p>{anchors}</html>".encode()
+
+
+def name(host: int) -> str:
+    return f"127.0.0.{host % NUM_HOSTS + 1}"
+
+
+class Web:
+    """Many hosts on one port; `week` changes every third page. ETags on even pages only."""
+
+    def __init__(self) -> None:
+        self.week = 0
+        self.asked: list[tuple[str, float]] = []
+        self.not_modified = 0
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_GET(self) -> None:
+                host = str(self.headers["Host"]).partition(":")[0]
+                web.asked.append((f"{host}{self.path}", time.monotonic()))
+                if self.path == "/robots.txt":
+                    return self.answer(200, b"User-agent: *\nDisallow: /private\n", {})
+                if not self.path[1:].isdigit():
+                    return self.answer(404, b"none", {})
+                number = int(self.path[1:])
+                body = page_of(int(host[8:]) - 1, number, web.week)
+                body = body.replace(b"PORT", str(web.port).encode())
+                etag = f'"{hashlib.sha256(body).hexdigest()}"' if number % 2 == 0 else ""
+                if etag and self.headers["If-None-Match"] == etag:
+                    web.not_modified += 1
+                    return self.answer(304, b"", {"ETag": etag})
+                return self.answer(200, body, {"ETag": etag} if etag else {})
+
+            def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+                self.send_response(status)
+                for key, value in {**headers, "Content-Type": "text/html"}.items():
+                    self.send_header(key, value)
+                if status != 304:
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *args: Any) -> None:
+                pass
+
+        self.servers = [Server((name(0), 0), Handler)]
+        self.port = self.servers[0].server_address[1]
+        self.servers += [Server((name(host), self.port), Handler) for host in range(1, NUM_HOSTS)]
+        for server in self.servers:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+    @property
+    def urls(self) -> set[str]:
+        return {
+            f"http://{name(host)}:{self.port}/{number}"
+            for host in range(NUM_HOSTS)
+            for number in range(NUM_PAGES)
+        }
+
+
+@pytest.fixture
+def web() -> Generator[Web]:
+    made = Web()
+    yield made
+    made.close()
+
+
+def config(web: Web, **changes: Any) -> CrawlConfig:
+    return CrawlConfig(
+        seeds=[f"http://{name(0)}:{web.port}/0"],
+        scope="any",
+        contact="a@b",
+        ports=[web.port],
+        **{
+            "delay_s": 0.0,
+            "max_delay_s": 0.05,
+            "retry_delay_s": 0.01,
+            "latency_factor": 0.0,
+            "allow_private": True,
+            "connections_per_ip": 50,
+            "max_robots_wait_s": 0.0,
+            **changes,
+        },
+    )
+
+
+def responses(manifest: Manifest) -> list[WarcResponse]:
+    items = [
+        item for entry in manifest.files for item in iter_responses(manifest.file_url(entry.name))
+    ]
+    assert all(isinstance(item, WarcResponse) for item in items)
+    return [item for item in items if isinstance(item, WarcResponse)]
+
+
+def identity(manifest: Manifest) -> list[tuple[str, str]]:
+    return sorted((item.url, item.payload_sha256) for item in responses(manifest))
+
+
+def truth(web: Web) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for url in web.urls:
+        host, number = url.removeprefix("http://127.0.0.").replace(f":{web.port}", "").split("/")
+        body = page_of(int(host) - 1, int(number), web.week)
+        body = body.replace(b"PORT", str(web.port).encode())
+        found.append((url, hashlib.sha256(body).hexdigest()))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("backend", "workers", "num_shards"),
+    [("local", 1, 1), ("local", 1, 3), ("local", 2, 3), ("ray", 2, 3)],
+)
+def test_any_number_of_shards_finds_the_same_set(
+    web: Web, tmp_path: Path, backend: Any, workers: int, num_shards: int
+) -> None:
+    run = RunConfig(root=str(tmp_path / "data"), backend=backend, workers=workers)
+    manifest = run_crawl(config(web, num_shards=num_shards), run)
+    assert identity(manifest) == truth(web)
+    assert manifest.counts.dropped == {"robots": NUM_HOSTS}
+    assert manifest.counts.rows_in == len(web.urls) + NUM_HOSTS
+    assert sum(path.endswith("/robots.txt") for path, _ in web.asked) == NUM_HOSTS
+    assert len(web.asked) == len(web.urls) + NUM_HOSTS
+    assert len({entry.name.partition("/")[0] for entry in manifest.files}) >= min(2, num_shards)
+    asked = len(web.asked)
+    assert run_crawl(config(web, num_shards=num_shards), run) == manifest
+    assert len(web.asked) == asked
+
+
+def test_the_number_of_shards_may_not_change_midway(web: Web, tmp_path: Path) -> None:
+    run = RunConfig(root=str(tmp_path / "data"), workers=1)
+    output = run_crawl(config(web, max_pages=5), run)
+    (Path(output.url) / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"num_shards = 2, but this crawl was begun with 1; set it"):
+        run_crawl(config(web, max_pages=5, num_shards=2), run)
+
+
+def test_the_budget_of_pages_is_kept_by_all_shards_together(web: Web, tmp_path: Path) -> None:
+    run = RunConfig(root=str(tmp_path / "data"), workers=1)
+    manifest = run_crawl(config(web, num_shards=3, max_pages=100), run)
+    assert 100 <= manifest.counts.rows_out <= 103
+    assert manifest.facts["not_taken"] > 0
+
+
+@pytest.mark.parametrize("backend", ["local", "ray"])
+def test_killed_workers_lose_nothing(web: Web, tmp_path: Path, backend: Any, monkeypatch) -> None:
+    pids: list[int] = []
+    made: list[Any] = []
+    for kind in (remote.PoolRuntime, remote.RayRuntime):
+        whole = kind.service
+
+        def service(self: Any, *args: Any, whole: Any = whole) -> Any:
+            handle = whole(self, *args)
+            made.append(handle)
+            pids.append(handle.call("process"))
+            return handle
+
+        monkeypatch.setattr(kind, "service", service)
+    chance = random.Random(1)
+
+    def kill() -> None:
+        for at in (60, 150, 260, 330):
+            while len(web.asked) < at:
+                time.sleep(0.001)
+            victim = chance.randrange(3)
+            os.kill(pids[victim], signal.SIGKILL)
+            killed.append(victim)
+            for _ in range(200):
+                time.sleep(0.1)
+                try:
+                    pids[victim] = int(next(tmp_path.rglob(f"shard-{victim:05d}/pid")).read_text())
+                except (StopIteration, ValueError):
+                    continue
+                if _alive(pids[victim]):
+                    break
+
+    killed: list[int] = []
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    run = RunConfig(root=str(tmp_path / "data"), backend=backend, workers=3)
+    manifest = run_crawl(config(web, num_shards=3, delay_s=0.02), run)
+    assert len(killed) >= 3
+    assert identity(manifest) == truth(web)
+    pages = [path for path, _ in web.asked if not path.endswith("robots.txt")]
+    # At most the requests in flight at a kill (one a host) are made twice.
+    assert len(pages) <= len(web.urls) + NUM_HOSTS * len(killed)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_week_later_what_has_not_changed_costs_little(web: Web, tmp_path: Path) -> None:
+    run = RunConfig(root=str(tmp_path / "data"), workers=1)
+    first = run_crawl(config(web, num_shards=2), run)
+    web.week, web.asked = 1, []
+    second = run_crawl(config(web, num_shards=3, epoch=1), run)
+    assert second.key != first.key
+    changed = set(truth(web)) - set(identity(first))
+    assert set(identity(second)) == changed
+    assert len(changed) == NUM_HOSTS * 20
+    unchanged_even = sum(n % 2 == 0 and n % 3 != 0 for n in range(NUM_PAGES)) * NUM_HOSTS
+    assert second.facts["statuses"]["304"] == web.not_modified == unchanged_even
+    assert second.counts.rows_out == len(web.urls)
+    text = b"".join(Path(second.file_url(e.name)).read_bytes() for e in second.files)
+    records = gzip.decompress(text)
+    num_revisits = records.count(b"WARC-Type: revisit")
+    assert num_revisits == len(web.urls) - len(changed)
+    assert records.count(b"server-not-modified") == unchanged_even
+    # And the week after that knows what the 304s stood for.
+    web.not_modified = 0
+    third = run_crawl(config(web, epoch=2), run)
+    assert responses(third) == []
+    assert web.not_modified == NUM_HOSTS * NUM_PAGES // 2
+
+
+def test_an_epoch_without_the_one_before_is_refused(web: Web, run: RunConfig) -> None:
+    with pytest.raises(UserError, match=r"crawl.epoch = 1, but epoch 0 is not finished here"):
+        run_crawl(config(web, epoch=1), run)

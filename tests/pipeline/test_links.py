@@ -1,0 +1,349 @@
+"""Links and words for crawlers in pages; sitemaps and feeds; against lxml's tree on real pages."""
+
+import gzip
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lxml import html
+
+from pipeline.links import (
+    MAX_LINKS,
+    Sitemap,
+    SitemapEntry,
+    charset_of,
+    page_links,
+    read_page,
+    read_sitemap,
+    resolve,
+    sitemap_links,
+)
+from pipeline.urls import UrlRules, canonical
+
+# ------------------------------------------------------------------------------------ of a page
+
+
+def test_links_of_a_page() -> None:
+    page = """<html><head><base href="/base/"></head><body>
+    <a href="x#frag">1</a> <a href="x">double</a> <a href=" y z?q=ü ">2</a>
+    <a rel="ugc NoFollow" href="/no">3</a> <area href="//OTHER.example:80/%7ea/../b">
+    <a href="javascript:alert(1)">4</a> <a href="mailto:a@b">5</a> <a href="http://[bad">6</a>
+    <a name="anchor">7</a> <a href="ftp://h/">8</a> <a href="">9</a>
+    <a href="http://bücher.example/">10</a></body></html>""".encode()
+    assert page_links(page, "http://h/dir/page", "utf-8") == [
+        "http://h/base/x",
+        "http://h/base/y%20z?q=%C3%BC",
+        "http://other.example/b",
+        "http://xn--bcher-kva.example/",
+    ]
+    assert page_links(page, "http://h/", "no-such-charset")[0] == "http://h/base/x"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [b"", b"   ", b"\x00", b"\x00" * 1000, b"<!-- only -->", b"<a>", b"\xff\xfe<", b"<" * 10_000],
+)
+def test_pages_without_links(page: bytes) -> None:
+    assert page_links(page, "http://h/", None) == []
+
+
+def test_meta_nofollow_and_long_urls() -> None:
+    page = b'<a href="/x">1</a>'
+    assert (
+        page_links(b'<meta name="ROBOTS" content="noindex, NoFollow">' + page, "http://h/", None)
+        == []
+    )
+    assert resolve("/" + "x" * 5000, "http://h/") is None
+    deep = b"<div>" * 20_000 + page
+    assert page_links(deep, "http://h/", None) == ["http://h/x"]
+
+
+@pytest.mark.parametrize(
+    ("markup", "hrefs"),
+    [
+        ("<a href=x>", ["x"]),
+        ("<A\nHREF\t=\f'x'>", ["x"]),
+        ("<a class=b/href=n><a/href=x/>", ["x/"]),
+        ("<a href=x href=n>", ["x"]),
+        ("<a href href=n>", []),
+        ("<a xhref=n data-href='n' hrefs=n>", []),
+        ("""<a title="href='n'>" href="x">""", ["x"]),
+        ("<a title=it's href=x><a title=it's href=y>", ["x", "y"]),
+        ("<a title='a\"b' href=\"x'y\">", ["x'y"]),
+        ("""<p title="<a href='n'>">""", []),
+        ('<b ="<a href=n>"><a href=x>', ["x"]),
+        ("<!-- <a href=n> --><a href=x>", ["x"]),
+        ("<!--><a href=x>-->", ["x"]),
+        ("<!---><a href=x>-->", ["x"]),
+        ("<!-- --!><a href=x>", ["x"]),
+        ("<!-- -- > <a href=n> ---><a href=x>", ["x"]),
+        ("<!doctype html><?xml a><a href=x></ b><a href=y>", ["x", "y"]),
+        ("<script>if (a<b) '<a href=n>'</script><a href=x>", ["x"]),
+        ("<script>'</scripty><a href=n>'</SCRIPT ><a href=x>", ["x"]),
+        ("<style><a href=n></style><title><a href=n></title><a href=x>", ["x"]),
+        ("<textarea><a href=n></textarea><noscript><a href=x></noscript>", ["x"]),
+        ("<svg><title/><a href=x></svg>", ["x"]),
+        ("<template><a href=x></template>", ["x"]),
+        ("<table><a href=x><tr><select><option></table>", ["x"]),
+        ("<abbr href=n><areas href=n><a- href=n>", []),
+        ("1 < 2 <3 <> </> <a href=x>", ["x"]),
+        ("<a href=x", []),
+        ("<a href='x><a href=n>", []),
+        ("<script><a href=n>", []),
+        ("<!-- <a href=n>", []),
+        (
+            "<a href='?a=1&amp;b=2&copy=3&copy;&#x41;&#66;&lt&nosuch;'>",
+            ["?a=1&b=2&copy=3©AB<&nosuch;"],
+        ),
+        ("<a href='?&#99999999999999999999;&#0;&#xD800;'>", ["?\ufffd\ufffd\ufffd"]),
+    ],
+)
+def test_markup(markup: str, hrefs: list[str]) -> None:
+    wanted = [canonical(href, "http://h/d/") for href in hrefs]
+    assert page_links(markup.encode(), "http://h/d/", "utf-8") == wanted
+
+
+def test_links_of_the_head() -> None:
+    page = b"""<link rel=canonical href=/own?utm_source=x><link rel="Next" href=/2><link rel=prev href=/0>
+    <link rel="alternate" hreflang="de" href="/de"><link rel=alternate type=text/xml href=/feed>
+    <link rel=stylesheet href=/css><link rel="canonical nofollow" href=/no><link rel=next>
+    <link rel=canonical href=/other>"""
+    facts = read_page(page, "http://h/", None)
+    assert facts.canonical == "http://h/own"
+    assert facts.links == [f"http://h/{name}" for name in ("own", "2", "0", "de", "other")]
+    rules = UrlRules(())
+    assert read_page(page, "http://h/", None, rules).canonical == "http://h/own?utm_source=x"
+
+
+def test_what_a_page_says_to_crawlers() -> None:
+    page = b"""<meta name=robots content="NoIndex,noarchive"><meta NAME='Robots' content=noai>
+    <meta name="robots" content="max-snippet: 5, unavailable_after: Wed, 01 Jan 2020 00:00:00 GMT">
+    <meta name="FlywheelBot" content="noimageai"><meta name="otherbot" content="none">
+    <meta name="TDM-Reservation" content=" 1 "><meta property=robots content=none><a href=/x>"""
+    facts = read_page(page, "http://h/", None)
+    said = {"noindex", "noarchive", "noai", "max-snippet: 5"}
+    date = "unavailable_after: wed, 01 jan 2020 00:00:00 gmt"
+    assert facts.robots_directives == said | {date}
+    assert facts.tdm_reserved
+    assert facts.links == ["http://h/x"]
+    to_us = read_page(page, "http://h/", None, agent="FlywheelBot").robots_directives
+    assert to_us == said | {date, "noimageai"}
+    doubled = b"<meta name=robots name=x content=noai content=none>"  # the first of each counts
+    assert read_page(doubled, "http://h/", None).robots_directives == {"noai"}
+    none = read_page(b"<meta name=robots content=none><a href=/x>", "http://h/", None)
+    assert none.robots_directives == {"none", "noindex", "nofollow"}
+    assert (none.links, none.tdm_reserved) == ([], False)
+    assert not read_page(b"<meta name=tdm-reservation content=0>", "http://h/", None).tdm_reserved
+
+
+@pytest.mark.parametrize(
+    ("payload", "header", "wanted"),
+    [
+        (b"\xef\xbb\xbf<meta charset=koi8-r>", "iso-8859-1", "utf-8"),
+        (b"\xff\xfe<\0", "utf-8", "utf-16-le"),
+        (b"<meta charset=koi8-r>", " 'ISO-8859-1' ", "cp1252"),
+        (b"<meta charset=koi8-r>", None, "koi8-r"),
+        (b"<meta charset=koi8-r>", "no-such", "koi8-r"),
+        (b"<meta http-equiv=x content='text/html; charset=Shift_JIS'>", None, "cp932"),
+        (b"<meta charset=utf-16>", None, "utf-8"),
+        (b" " * 1024 + b"<meta charset=koi8-r>", None, "utf-8"),
+        (b"<meta charset=unicode_escape>", "rot13", "utf-8"),
+        (b"<meta charset='gb2312'>", "\0", "gb18030"),
+        (b"", None, "utf-8"),
+    ],
+)
+def test_charsets(payload: bytes, header: str | None, wanted: str) -> None:
+    assert charset_of(payload, header) == wanted
+
+
+@pytest.mark.parametrize(
+    ("charset", "query"),
+    [
+        ("utf-8", "%D1%84%E2%82%AC"),
+        ("windows-1251", "%F4%88"),
+        ("koi8-r", "%C6&#8364;"),  # no euro there: browsers send its reference
+        ("utf-16-le", "%D1%84%E2%82%AC"),
+        ("iso-2022-jp", "%D1%84&#8364;"),
+    ],
+)
+def test_legacy_charsets_go_into_queries_as_browsers_send_them(charset: str, query: str) -> None:
+    page = '<a href="/ф?q=ф€">'.encode(charset, "xmlcharrefreplace")
+    found = page_links(page, "http://h/", charset)
+    wanted = canonical(f"/ф?q={query}".replace("&#8364;", "%E2%82%AC"), "http://h/")
+    if charset == "koi8-r":
+        wanted = "http://h/%D1%84?q=%C6&"  # behind "#" a fragment begins
+    assert found == [wanted]
+
+
+def test_links_of_real_pages_are_those_of_lxmls_tree(shared_data: Callable[[str], Path]) -> None:
+    pages = sorted(shared_data("html/article-extraction-benchmark").rglob("*.html"))
+    assert len(pages) > 150
+    num_links = 0
+    for page in pages:
+        payload = page.read_bytes()
+        tree = html.document_fromstring(payload, parser=html.HTMLParser(encoding="utf-8"))
+        bases = [element.get("href") for element in tree.iter("base") if element.get("href")]
+        base = canonical(bases[0] if bases else "", "http://h.example/a/b") or ""
+        anchors = [
+            canonical(element.get("href"), base)
+            for element in tree.iter("a", "area")
+            if element.get("href") and "nofollow" not in (element.get("rel") or "").lower().split()
+        ]
+        heads = {canonical(element.get("href", ""), base) for element in tree.iter("link")}
+        facts = read_page(payload, "http://h.example/a/b", "utf-8")
+        wanted = set() if "nofollow" in facts.robots_directives else set(anchors) - {None}
+        assert set(facts.links) - wanted <= heads, page.name
+        assert wanted <= set(facts.links), page.name
+        num_links += len(wanted)
+    assert num_links > 5000
+
+
+HOSTILE = [
+    *(b"<div>", b"<a href=x>", b"<b><i><p>x</b>", b"<a><div></a>", b"<form><div></form>", b"<"),
+    *(
+        b"<a href='",
+        b'<a "',
+        b"<a =",
+        b"<!--",
+        b"<!-",
+        b"--!",
+        b"<script>",
+        b"</script",
+        b"<title/",
+    ),
+    *(
+        b"<meta name=robots content=x>",
+        b"<meta ",
+        b"<link rel=next href=x>",
+        b"<body a=1>",
+        b"&amp",
+    ),
+    *(
+        b"<svg><template>",
+        b"<a " + b"b=1 " * 9,
+        b"<meta charset",
+        b"\0",
+        b"<a href=x rel=nofollow>",
+    ),
+]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_time_grows_with_the_page_and_no_faster(piece: bytes) -> None:
+    """A tree builder takes minutes for some of these; pytest's own limit ends such a test."""
+    assert len(page_links(piece * (3_000_000 // len(piece)), "http://h/", None)) <= 1
+    assert (
+        page_links(b'<a title="' + piece * 300_000 + b'" href="/x">', "http://h/", None) is not None
+    )
+
+
+def test_no_page_has_endless_links() -> None:
+    page = b"".join(b"<a href=/%d>" % n for n in range(MAX_LINKS + 10))
+    assert len(page_links(page, "http://h/", None)) == MAX_LINKS
+
+
+def test_torn_and_mixed_markup_never_fails() -> None:
+    rng = random.Random(7)
+    pieces = [
+        *HOSTILE,
+        b'"',
+        b"'",
+        b">",
+        b" ",
+        b"href=",
+        b"/",
+        b"rel",
+        b"content",
+        b"\xff",
+        b"&#x",
+        b"?",
+    ]
+    for _ in range(3000):
+        page = b"".join(rng.choices(pieces, k=rng.randrange(1, 30)))
+        for charset in (None, "utf-16", "shift_jis"):
+            read_page(page, "http://h/", charset)
+
+
+# --------------------------------------------------------------------------- sitemaps and feeds
+
+
+def test_sitemaps() -> None:
+    urls = (
+        b'<?xml version="1.0"?><urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
+        b"<url><loc> http://h/a?x=1&amp;y=2 </loc><lastmod>2026</lastmod></url>"
+        b"<url><loc>/b</loc></url><url><loc>/b</loc></url></urlset>"
+    )
+    wanted = (["http://h/a?x=1&y=2", "http://h/b"], [])
+    assert sitemap_links(urls, "http://h/map.xml") == wanted
+    assert sitemap_links(gzip.compress(urls), "http://h/map.xml.gz") == wanted
+    assert sitemap_links(b"\xef\xbb\xbf" + urls, "http://h/map.xml") == wanted
+    index = b"<sitemapindex><sitemap><loc>http://h/1.xml</loc></sitemap></sitemapindex>"
+    assert sitemap_links(index, "http://h/") == ([], ["http://h/1.xml"])
+    for nothing in (b"", b"\x1f\x8bjunk", b"<html><p>404</p>", b"plain", urls[:150]):
+        assert sitemap_links(nothing, "http://h/")[1] == []
+    lol = b'<!DOCTYPE l [<!ENTITY a "aaaaaaaaaa">' + b"".join(
+        b'<!ENTITY %c "%s">' % (98 + i, b"&%c;" % (97 + i) * 10) for i in range(8)
+    )
+    assert (
+        sitemap_links(lol + b"]><urlset><url><loc>&i;</loc></url></urlset>", "http://h/")[1] == []
+    )
+
+
+def test_what_a_sitemap_says_of_its_pages() -> None:
+    urls = b"""<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9"
+        xmlns:xhtml="http://www.w3.org/1999/xhtml">
+      <url><loc>/a</loc><lastmod>2026-01-02</lastmod><priority>0.8</priority>
+        <xhtml:link rel="alternate" hreflang="de" href="/de/a"/></url>
+      <url><loc>/b?utm_source=map</loc><priority>high</priority></url>
+      <url><loc>/c</loc><priority>7</priority></url><url><priority>1</priority></url>
+      <url><loc>javascript:x</loc></url></urlset>"""
+    assert read_sitemap(urls, "http://h/") == Sitemap(
+        [
+            SitemapEntry("http://h/a", "2026-01-02", 0.8),
+            SitemapEntry("http://h/de/a"),
+            SitemapEntry("http://h/b"),
+            SitemapEntry("http://h/c"),
+        ],
+        [],
+    )
+    torn = urls[: urls.index(b"<url><loc>/c")]
+    assert [page.url[-2:] for page in read_sitemap(torn, "http://h/").pages] == ["/a", "/a", "/b"]
+
+
+def test_feeds_and_lists() -> None:
+    rss = b"""<rss version="2.0"><channel><link>http://h/</link>
+      <item><link>/1</link><guid>/n</guid><pubDate>Fri, 2 Jan 2026 00:00:00 GMT</pubDate></item>
+      <item><guid isPermaLink="true">/2</guid></item><item><guid isPermaLink="false">n</guid></item>
+      <item><link><![CDATA[http://h/3?a=1&b=2]]></link></item></channel></rss>"""
+    assert read_sitemap(rss, "http://h/feed").pages == [
+        SitemapEntry("http://h/1", "Fri, 2 Jan 2026 00:00:00 GMT"),
+        SitemapEntry("http://h/2"),
+        SitemapEntry("http://h/3?a=1&b=2"),
+    ]
+    atom = b"""<feed xmlns="http://www.w3.org/2005/Atom"><link href="/"/>
+      <entry><link href="/1"/><updated>2026-01-02T00:00:00Z</updated></entry>
+      <entry><link rel="self" href="/n"/><link rel="alternate" href="/2"/></entry></feed>"""
+    assert read_sitemap(atom, "http://h/feed").pages == [
+        SitemapEntry("http://h/1", "2026-01-02T00:00:00Z"),
+        SitemapEntry("http://h/2"),
+    ]
+    rdf = b"""<r:RDF xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+      xmlns="http://purl.org/rss/1.0/"><item><link>http://h/1</link></item></r:RDF>"""
+    assert sitemap_links(rdf, "http://h/") == (["http://h/1"], [])
+    plain = (
+        b"\xef\xbb\xbfhttp://h/1\r\n  HTTPS://h/2 \n# note\n/3\nftp://h/\nhttp://h/a b\nhttp://h/1"
+    )
+    assert sitemap_links(plain, "http://h/") == (["http://h/1", "https://h/2"], [])
+    assert sitemap_links(gzip.compress(plain), "http://h/")[0][1] == "https://h/2"
+
+
+def test_large_and_hostile_sitemaps_end() -> None:
+    url = b"<url><loc>http://h/1</loc></url>"
+    bomb = gzip.compress(b"<urlset>" + url + b"\n" * 60_000_000 + url.replace(b"1", b"2"), 1)
+    assert sitemap_links(bomb, "http://h/") == (["http://h/1"], [])  # what is behind 50 MB is not
+    many = b"<urlset>" + b"<url><loc>http://h/%d</loc></url>" * 120_000 % tuple(range(120_000))
+    assert len(sitemap_links(many, "http://h/")[0]) == MAX_LINKS
+    assert sitemap_links(b"<url>" * 200_000, "http://h/") == ([], [])
+    assert sitemap_links(b"http://" * 300_000, "http://h/") == ([], [])
+    assert sitemap_links(b"<urlset><url>" + b"<loc>http://h/1" * 50_000, "http://h/")[1] == []

@@ -100,7 +100,8 @@ def run_gate(
     """Compare two "evaluate" outputs. Facts: `verdict`, the tests' figures and `reasons`;
     `decision.md` says the same to a reader. `win_rate` (eval/win_rate.py) is shown, never used.
 
-    Raises UserError if the two were not evaluated on the same labels, suites and settings.
+    Raises UserError if the two are one model, or were not evaluated on the same labels, suites
+    and settings.
     """
     _check_comparable(champion, challenger)
     shown = dict(win_rate or {})
@@ -224,6 +225,8 @@ def _reason(test: Test, found: Interval, holds: bool, confidence: float) -> str:
 
 
 def _check_comparable(champion: Manifest, challenger: Manifest) -> None:
+    if (identity := challenger.parents["model"]) == champion.parents["model"]:
+        raise UserError(f"{identity} cannot challenge itself; name the champion before it")
     for name in ("labels", "suites"):
         if champion.parents[name] != challenger.parents[name]:
             raise UserError(

@@ -76,9 +76,9 @@ class LanguageModel:
 
     @staticmethod
     def load(registry: Registry, identity: str) -> "LanguageModel":
-        """A language model of the registry. Raises UserError for an unknown id, or a reward
-        model."""
-        folder, kind = registry.folder(identity), registry.lineage(identity)["kind"]
+        """A language model of the registry. Raises UserError for an unknown id, a damaged
+        model, or a reward model."""
+        folder, kind = registry.verified(identity), registry.kind(identity)
         if kind == "reward":
             raise UserError(f"model {identity} is a reward model: it scores answers, gives none")
         model = load_language_model(folder)
@@ -212,8 +212,8 @@ class RewardModel:
 
     @staticmethod
     def load(registry: Registry, identity: str) -> "RewardModel":
-        folder = registry.folder(identity)
-        if (kind := registry.lineage(identity)["kind"]) != "reward":
+        folder = registry.verified(identity)
+        if (kind := registry.kind(identity)) != "reward":
             raise UserError(f"model {identity} is of kind {kind!r}, not a reward model")
         model = load_reward_model(folder)
         nn.Module.to(model, best_precision().device)

@@ -1,5 +1,7 @@
 """A training run's state in one file, whole or absent."""
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,19 @@ from torch import nn
 
 from pipeline.core import storage
 from pipeline.core.errors import UserError
+
+# What torch raises for bytes that are none, or another model's.
+_NO_CHECKPOINT = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    RuntimeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    ValueError,
+)
 
 
 def save_checkpoint(
@@ -28,9 +43,21 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     if not path.exists():
         return 0
     try:
+        _check_sums(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, KeyError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a checkpoint of this run ({error}); delete it") from error
-    return int(state["step"])
+        return int(state["step"])
+    except _NO_CHECKPOINT as error:
+        why = str(error).partition("\n")[0][:200]  # torch explains at length
+        raise UserError(
+            f"{path} is not a checkpoint of this run ({why}); delete it and rerun: the stage"
+            " begins anew"
+        ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ValueError if a byte was changed: torch writes a zip file's sums and reads none."""
+    with zipfile.ZipFile(path) as archive:
+        if (name := archive.testzip()) is not None:
+            raise ValueError(f"its part {name} was changed")

@@ -53,15 +53,15 @@ def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) ->
     margin of held-out pairs (0 before, by definition)."""
     parents = {"labels": labels, "sft": sft_id}
     output = StageOutput.of(run.root, "dpo", VERSION, config.identity(), parents)
+    registry = Registry(run.root)
     if done := output.finished():
-        return done
+        return registry.with_model(done)
     started = time.time()
     folder = storage.local_path(output.url)
-    registry = Registry(run.root)
-    tokenizer = load_tokenizer(registry.folder(sft_id))
+    tokenizer = load_tokenizer(registry.verified(sft_id))
     pad_id = token_id(tokenizer, PAD)
     with output.lock():
-        reference = load_language_model(registry.folder(sft_id))
+        reference = load_language_model(registry.verified(sft_id))
         ranked = ranked_prompts(labels, heldout=False)
         found, num_pairs = make_pairs(tokenizer, reference, ranked, config.max_length, pad_id)
         if not found:
@@ -69,7 +69,7 @@ def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) ->
         held_out, _ = make_pairs(
             tokenizer, reference, ranked_prompts(labels, heldout=True), config.max_length, pad_id
         )
-        model = load_language_model(registry.folder(sft_id))
+        model = load_language_model(registry.verified(sft_id))
         num_steps = max(1, round(config.epochs * len(found) / config.batch_pairs))
         result = train(
             "dpo",

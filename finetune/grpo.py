@@ -102,21 +102,21 @@ def run_grpo(
     prompts, the mean reward of SFT, of its best of n and of the result, and the KL."""
     parents = {"labels": labels, "reward": reward_id, "sft": sft_id}
     output = StageOutput.of(run.root, "grpo", VERSION, config.identity(), parents)
-    if done := output.finished():
-        return done
-    started = time.time()
     registry = Registry(run.root)
-    tokenizer = load_tokenizer(registry.folder(sft_id))
+    if done := output.finished():
+        return registry.with_model(done)
+    started = time.time()
+    tokenizer = load_tokenizer(registry.verified(sft_id))
     prompts = _prompts(tokenizer, ranked_prompts(labels, heldout=False))
     folder = storage.local_path(output.url)
     with output.lock():
-        reference = load_language_model(registry.folder(sft_id)).eval()
+        reference = load_language_model(registry.verified(sft_id)).eval()
         judge = Judge(
-            load_reward_model(registry.folder(reward_id)),
+            load_reward_model(registry.verified(reward_id)),
             token_id(tokenizer, PAD),
             config.unfinished_penalty,
         )
-        model = load_language_model(registry.folder(sft_id))
+        model = load_language_model(registry.verified(sft_id))
         rollouts = Rollouts(config, prompts, judge, reference, tokenizer)
         result = train(
             "grpo",

@@ -64,8 +64,9 @@ def run_pretrain(
     parents = {"shard": shards, "tokenizer": tokenizer_manifest}
     identity = {"model": model_config.identity(), **config.identity()}
     output = StageOutput.of(run.root, "pretrain", VERSION, identity, parents)
+    registry = Registry(run.root)
     if done := output.finished():
-        return done
+        return registry.with_model(done)
     if config.row_length > model_config.max_length:
         raise UserError(
             f"pretrain.row_length = {config.row_length} is more than"
@@ -93,7 +94,7 @@ def run_pretrain(
             _heldout_evaluation(config, shards, tokenizer, num_steps),
         )
         lineage = {"kind": "base", "parents": output.parents, "config": identity}
-        model_id = Registry(run.root).publish(model.cpu(), tokenizer, lineage)
+        model_id = registry.publish(model.cpu(), tokenizer, lineage)
     facts = {
         "model_id": model_id,
         "num_parameters": num_parameters(model),

@@ -7,12 +7,13 @@
 import datetime as dt
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
@@ -22,11 +23,19 @@ from finetune.tokenizer import as_hugging_face
 from pipeline.core import storage
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json, model_id
-from pipeline.core.manifest import describe_file
+from pipeline.core.manifest import MANIFEST, Manifest, describe_file, is_planning
 
 PointerName = Literal["champion", "challenger", "previous"]
 LINEAGE = "lineage.json"
+HISTORY = "history.jsonl"
 ABANDONED_S = 24 * 3600
+_IDENTITY = re.compile(r"[0-9a-f]{64}")
+# What makes the models of a stage anew, and what sets a pointer anew.
+_STAGES = dict.fromkeys(("sft", "reward", "dpo", "grpo"), "weekly") | {"pretrain": "pretrain"}
+_POINTERS: dict[PointerName, str] = {"champion": "pretrain", "challenger": "weekly"}
+
+_State = tuple[tuple[str, int, int, int], ...]
+_intact: dict[Path, _State] = {}  # folders whose content this process has hashed, as they were
 
 
 def _now() -> dt.datetime:
@@ -54,32 +63,90 @@ class Registry:
             as_hugging_face(tokenizer).save_pretrained(str(folder))
             (folder / LINEAGE).write_text(canonical_json(lineage), encoding="utf-8")
             identity = folder_model_id(folder)
-            if not (models / identity).exists():
+            target = models / identity
+            if target.exists() and folder_model_id(target) != identity:
+                target.rename(Path(name) / "damaged")  # goes with the temporary folder
+            if not target.exists():
                 _fsync_tree(folder)
-                folder.rename(models / identity)
+                folder.rename(target)
                 storage.fsync(models)
         return identity
 
     def folder(self, identity: str) -> Path:
-        """The model's folder. Raises UserError if the registry does not hold it."""
+        """The model's folder, its files unread. Raises UserError if it is not there."""
         path = self.root / "models" / identity
         if not (path / "config.json").exists():
-            raise UserError(f"no model {identity!r} in {self.root / 'models'}")
+            raise UserError(f"no model {identity!r} in {path.parent}; {self._mend(identity)}")
         return path
 
-    def verify(self, identity: str) -> None:
-        """Raises UserError if a file of the model is not what was published."""
-        if (found := folder_model_id(self.folder(identity))) != identity:
-            raise UserError(f"model {identity} was changed on disk: its content is now {found}")
+    def verified(self, identity: str) -> Path:
+        """The model's folder, to load from: its files are what was published. Each is read through
+        once in a process, and again if it was touched. Raises UserError with the mend."""
+        folder = self.folder(identity)
+        state = _state_of(folder)
+        if _intact.get(folder) != state:
+            if (found := folder_model_id(folder)) != identity:
+                raise UserError(
+                    f"model {identity} was changed on disk: its content is now {found[:12]};"
+                    f" {self._mend(identity)}"
+                )
+            _intact[folder] = state
+        return folder
+
+    def with_model(self, finished: Manifest) -> Manifest:
+        """The manifest of a training stage, if the model that it names is there and, but under
+        `planning()`, whole. Raises UserError with the mend."""
+        identity = finished.facts["model_id"]
+        _ = self.folder(identity) if is_planning() else self.verified(identity)
+        return finished
 
     def lineage(self, identity: str) -> dict[str, Any]:
-        return json.loads((self.folder(identity) / LINEAGE).read_text(encoding="utf-8"))
+        """What the model was made of, `kind` among it. Raises UserError if it cannot be read."""
+        path = self.folder(identity) / LINEAGE
+        try:
+            found: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(f"{path} cannot be read; {self._mend(identity)}")
+        return cast(dict[str, Any], found)
+
+    def kind(self, identity: str) -> str:
+        """base, sft, reward, dpo or grpo. Raises UserError if the lineage does not say."""
+        if not isinstance(kind := self.lineage(identity).get("kind"), str):
+            path = self.folder(identity) / LINEAGE
+            raise UserError(f"{path} names no kind of model; {self._mend(identity)}")
+        return kind
 
     def pointer(self, name: PointerName) -> str | None:
+        """The model that it names, which need not be there. Raises UserError for what is no name
+        of a model."""
+        path = self._pointers / name
         try:
-            return (self.root / "pointers" / name).read_text(encoding="utf-8").strip()
+            text = path.read_bytes().decode(errors="replace").strip()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise UserError(f"cannot read {path} ({error.strerror}); {_anew(path, name)}") from None
+        if not _IDENTITY.fullmatch(text):
+            raise UserError(f"{path} holds {text[:70]!r}, no name of a model; {_anew(path, name)}")
+        return text
+
+    @property
+    def _pointers(self) -> Path:
+        return self.root / "pointers"
+
+    def _mend(self, identity: str) -> str:
+        """What brings the model back, or leads away from it."""
+        for stage, command in _STAGES.items():
+            for path in sorted((self.root / stage).glob(f"*/{MANIFEST}")):
+                if _model_of(path) == identity:
+                    return f"delete {path} and rerun `flywheel {command}`, which makes it again"
+        for name in get_args(PointerName):
+            path = self._pointers / name
+            if path.is_file() and path.read_bytes().strip() == identity.encode():
+                return _anew(path, name)
+        return "name one that is there"
 
     def point(self, name: PointerName, identity: str, reason: str) -> None:
         """Repoint, in one step that a reader sees wholly or not at all. The history is written
@@ -87,14 +154,16 @@ class Registry:
         self.folder(identity)
         entry = {"at": self.clock().isoformat(), "pointer": name, "model": identity, "why": reason}
         self._append(canonical_json(entry))
-        storage.write_bytes(str(self.root / "pointers" / name), identity.encode())
+        storage.write_bytes(str(self._pointers / name), identity.encode())
 
     def _append(self, line: str) -> None:
-        path = self.root / "pointers" / "history.jsonl"
+        path = self._pointers / HISTORY
         path.parent.mkdir(parents=True, exist_ok=True)
+        whole = _whole_lines(path.read_bytes() if path.exists() else b"")
         with path.open("a+b") as file:
-            torn = file.seek(0, os.SEEK_END) > 0 and _last_byte(path) != b"\n"
-            file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+            file.truncate(len(whole))  # what a power cut tore: its pointer had not moved yet
+            unended = bool(whole) and not whole.endswith(b"\n")
+            file.write((b"\n" if unended else b"") + line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -112,33 +181,74 @@ class Registry:
         champion, previous = self.pointer("champion"), self.pointer("previous")
         if champion is None or previous is None:
             raise UserError("nothing to roll back to: no model was replaced yet")
+        self.verified(previous)
         self.point("champion", previous, reason)
         self.point("previous", champion, reason)
         return previous
 
     def history(self) -> list[dict[str, Any]]:
-        path = self.root / "pointers" / "history.jsonl"
-        if not path.exists():
+        """Every repointing, oldest first: `at`, `pointer`, `model` and `why`. A last line that a
+        power cut tore is left out; raises UserError for any other that cannot be read."""
+        path = self._pointers / HISTORY
+        try:
+            lines = _whole_lines(path.read_bytes()).splitlines()
+        except FileNotFoundError:
             return []
         found: list[dict[str, Any]] = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:  # a power cut tore it; its pointer had not moved yet
-                continue
+        for number, line in enumerate(lines, start=1):
+            if (entry := _entry_or_none(line)) is None:
+                raise UserError(
+                    f"{path}:{number} is damaged; put the line back as it was, or delete it and"
+                    " check with `flywheel report` who was champion"
+                )
+            found.append(entry)
         return found
+
+
+def _whole_lines(data: bytes) -> bytes:
+    """The history without the beginning of a line that its end may have."""
+    ended = data.rfind(b"\n") + 1
+    return data if _entry_or_none(data[ended:]) else data[:ended]
+
+
+def _entry_or_none(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry: Any = json.loads(line.decode())
+        names = (entry["pointer"], entry["model"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    known = names[0] in get_args(PointerName) and isinstance(names[1], str)
+    return cast(dict[str, Any], entry) if known else None
+
+
+def _anew(path: Path, name: PointerName) -> str:
+    """How a damaged pointer is mended."""
+    if name in _POINTERS:
+        return (
+            f"write the model into it that {path.with_name(HISTORY)} names last for {name}, or"
+            f" delete it and rerun `flywheel {_POINTERS[name]}`"
+        )
+    return f"delete {path}: then there is nothing to roll back to"
+
+
+def _model_of(path: Path) -> str | None:
+    """The model that a stage's manifest names, however the manifest looks."""
+    try:
+        return json.loads(path.read_bytes())["content"]["facts"]["model_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _state_of(folder: Path) -> _State:
+    """What changes when a file of the folder does: sizes, times and inodes."""
+    found = [(str(path.relative_to(folder)), path.stat()) for path in folder.rglob("*")]
+    return tuple(sorted((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in found))
 
 
 def folder_model_id(folder: Path) -> str:
     """The content's name: sha256 over the sorted (path, sha256) list of the folder's files."""
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     return model_id((name, describe_file(str(folder / name), name).sha256) for name in names)
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)
 
 
 def _sweep(models: Path) -> None:

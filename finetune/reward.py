@@ -63,11 +63,11 @@ def run_reward(config: RewardConfig, base_id: str, labels: Manifest, run: RunCon
     """
     parents = {"base": base_id, "labels": labels}
     output = StageOutput.of(run.root, "reward", VERSION, config.identity(), parents)
-    if done := output.finished():
-        return done
-    started = time.time()
     registry = Registry(run.root)
-    base = registry.folder(base_id)
+    if done := output.finished():
+        return registry.with_model(done)
+    started = time.time()
+    base = registry.verified(base_id)
     tokenizer = load_tokenizer(base)
     ranked = ranked_prompts(labels, heldout=False)
     sets = [s for s in (answer_set(tokenizer, r, config.max_length) for r in ranked) if s]

@@ -36,11 +36,11 @@ def run_sft(config: SftConfig, base_id: str, labels: Manifest, run: RunConfig) -
     """Train on the assistant's turns alone; `facts` has model_id and what was left out."""
     parents = {"base": base_id, "labels": labels}
     output = StageOutput.of(run.root, "sft", VERSION, config.identity(), parents)
-    if done := output.finished():
-        return done
-    started = time.time()
     registry = Registry(run.root)
-    tokenizer = load_tokenizer(registry.folder(base_id))
+    if done := output.finished():
+        return registry.with_model(done)
+    started = time.time()
+    tokenizer = load_tokenizer(registry.verified(base_id))
     pad_id = token_id(tokenizer, PAD)
     written = conversations(labels, heldout=False)
     segments = [chat_segment(tokenizer, c.messages) for c in written]
@@ -48,7 +48,7 @@ def run_sft(config: SftConfig, base_id: str, labels: Manifest, run: RunConfig) -
     if num_oversize == len(segments):
         raise UserError(f"all conversations are longer than sft.row_length = {config.row_length}")
     with output.lock():
-        model = load_language_model(registry.folder(base_id))
+        model = load_language_model(registry.verified(base_id))
         num_steps = max(1, round(config.epochs * len(rows.ids_BT) / config.batch_rows))
         held_out = [
             chat_segment(tokenizer, c.messages) for c in conversations(labels, heldout=True)
@@ -66,7 +66,7 @@ def run_sft(config: SftConfig, base_id: str, labels: Manifest, run: RunConfig) -
             _evaluation(held_out_rows, token_bytes(tokenizer), num_steps),
         )
         lineage = {"kind": "sft", "parents": output.parents, "config": config.identity()}
-        model_id = Registry(run.root).publish(model.cpu(), tokenizer, lineage)
+        model_id = registry.publish(model.cpu(), tokenizer, lineage)
     files = [describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics))]
     dropped = {"longer-than-a-row": num_oversize} if num_oversize else {}
     counts = Counts(len(segments), len(segments) - num_oversize, dropped)

@@ -14,12 +14,13 @@ from pipeline.core.errors import UserError, is_disk_full
 
 DEMO_CONFIG = str(Path(__file__).parent / "runs" / "demo.toml")
 
-_UNUSABLE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+_UNUSABLE = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 _OVERVIEW = """\
 Turn the open web into an assistant, and the assistant's mistakes into next week's training data.
 
 one turn of the wheel, in order:
+  crawl      crawl alone: politely, in shards, to WARC files; its status and its report
   corpus     crawl a site (or read WARC files), extract, judge, deduplicate, shard to Parquet
   pretrain   tokenizer and base model from the shards, and how well it compresses
   labels     import, export or list what people wrote and ranked; make their accounts
@@ -95,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(handler=handler)
         return added
 
+    crawl = command("crawl", _crawl, _CRAWL)
+    crawl.add_argument("--dry-run", action="store_true", help="say what would be crawled, and how")
+    crawl.add_argument(
+        "--status",
+        action="store_true",
+        help="how far the running (or last) one with this config is",
+    )
     for name, handler, text in (
         ("corpus", _corpus, _CORPUS),
         ("pretrain", _pretrain, _PRETRAIN),
@@ -156,6 +164,12 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 # Each handler imports what it runs: `flywheel --help` loads neither torch, ray nor streamlit.
 
+_CRAWL = """\
+Crawl [crawl]'s seeds into WARC files with CDXJ indexes, politely: robots.txt (RFC 9309), a delay
+per host, a limit per address, opt-outs. Interrupted at any moment, the same command goes on;
+finished, it writes crawl.html (what was fetched, refused and failed, by host and over time) and
+does nothing more. `flywheel crawl --status` answers from another terminal. docs/crawling.md says
+how to crawl politely, and at scale."""
 _CORPUS = """\
 From a crawl, or from WARC files, to Parquet shards.
 
@@ -179,6 +193,18 @@ _CONFIG = "Every key that a run's file may hold: its value there, its default, w
 _DEMO = "One whole turn on this machine: prints each command as it runs it, and does nothing else."
 _SITE = "Serve the standard library's documentation as a web site to crawl (site.port)."
 _LABELS = "What people wrote and ranked."
+
+
+def _crawl(arguments: argparse.Namespace) -> None:
+    from infra import crawl_view, settings
+
+    config = settings.load(arguments)
+    if arguments.status:
+        crawl_view.show_status(config)
+    elif arguments.dry_run:
+        crawl_view.show_plan(config)
+    else:
+        crawl_view.crawl(config)
 
 
 def _corpus(arguments: argparse.Namespace) -> None:

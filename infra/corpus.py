@@ -43,19 +43,21 @@ def run_corpus(config: Config) -> Corpus:
 def _source(config: Config) -> Manifest:
     crawl = config.section("crawl", CrawlConfig)
     ingest = config.section("ingest", IngestConfig)
-    if bool(crawl.seeds) == bool(ingest.warcs):
+    if bool(crawl.seeds) == ingest.is_given:
+        both = "both are given" if crawl.seeds else "neither is given"
         raise UserError(
-            f"{config.source}: give either crawl.seeds or ingest.warcs"
-            f" ({len(crawl.seeds)} and {len(ingest.warcs)} are given)"
+            f"{config.source}: give either crawl.seeds or [ingest] (warcs, paths or index): {both};"
+            " crawl.seeds=[] leaves out a file's seeds"
         )
     return run_crawl(crawl, config.run) if crawl.seeds else run_ingest(ingest, config.run)
 
 
 def funnel(corpus: Corpus) -> list[tuple[str, str, int]]:
     """(stage, what became of it, number) from the first page to the last shard."""
-    ingested = corpus.source.stage == "ingest"  # counts files; the pages begin with the extraction
+    # An ingest counts files, or an index's records; the pages begin with the extraction.
+    ingested = corpus.source.stage == "ingest"
     first = corpus.extract if ingested else corpus.source
-    rows = [("ingest", "files", corpus.source.counts.rows_out)] if ingested else []
+    rows = [("ingest", "files", len(corpus.source.files))] if ingested else []
     rows.append((first.stage, "taken", first.counts.rows_in))
     stages = [corpus.extract, corpus.quality, corpus.dedupe, corpus.shard]
     for manifest in stages if ingested else [corpus.source, *stages]:

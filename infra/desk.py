@@ -11,6 +11,7 @@ from labeling_app.chat import ChatClient
 from labeling_app.guidelines import publish_default
 from labeling_app.store import LabelsConfig, Store, open_store
 from pipeline.core.config import Config
+from pipeline.core.errors import UserError, is_disk_full
 from pipeline.core.identity import prompt_id
 from pipeline.core.records import Feedback, Message
 
@@ -34,7 +35,16 @@ def import_files(config: Config, files: Sequence[str]) -> None:
 
 
 def export_to(config: Config, folder: str) -> None:
-    report = export.export_labels(_store(config), folder)
+    """Raises UserError for a place that cannot be written to."""
+    if not folder:
+        raise UserError("--to is empty; name a folder")
+    try:
+        report = export.export_labels(_store(config), folder)
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        if is_disk_full(error):
+            raise
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write labels to {folder!r}: {why}; name a folder") from None
     print(f"{report.num_conversations} conversations and {report.num_comparisons} comparisons")
     print(f"{report.conversations_url}\n{report.comparisons_url}")
 
@@ -57,12 +67,21 @@ def show_queue(config: Config) -> None:
 
 def run_app(config: Config) -> None:
     labels = config.section("labels", LabelsConfig)
-    print(f"labeling app: http://127.0.0.1:{labels.port}/  (Ctrl-C ends it)", flush=True)
-    launch.run_app(labels.store_url(config.run), _endpoint(config), labels.port)
+    app = launch.start_app(labels.store_url(config.run), _endpoint(config), labels.port)
+    try:
+        print(f"labeling app: http://127.0.0.1:{labels.port}/  (Ctrl-C ends it)", flush=True)
+        app.wait()
+    finally:
+        launch.stop_app(app)
 
 
 def chat(config: Config, question: str, thumbs_down: str | None) -> None:
-    """Print the served model's answer as it comes; a thumbs-down stores it as a task, once."""
+    """Print the served model's answer as it comes; a thumbs-down stores it as a task, once.
+    Raises UserError for an empty question or key, before anything is asked."""
+    if not question.strip():
+        raise UserError("--ask is empty; write a question")
+    if thumbs_down is not None and not thumbs_down.strip():
+        raise UserError("--thumbs-down is empty; give the key under which it counts once")
     client = ChatClient(_endpoint(config))
     model = client.models()[0]
     prompt = Message.of("user", question)

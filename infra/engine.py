@@ -200,8 +200,7 @@ class ServedModel:
     @staticmethod
     def load(registry: Registry, identity: str, queue_limit: int) -> "ServedModel":
         """Raises UserError for files that are not what was published, or a reward model."""
-        registry.verify(identity)
-        folder, kind = registry.folder(identity), registry.lineage(identity)["kind"]
+        folder, kind = registry.verified(identity), registry.kind(identity)
         if kind == "reward":
             raise UserError(f"model {identity} is a reward model: it scores answers, gives none")
         model, precision = load_language_model(folder).eval(), best_precision()
@@ -293,15 +292,16 @@ class Engine:
         self.pointer: PointerName = pointer
         self._loading = threading.Lock()
         self._refused: str | None = None
+        self._complaint = ""
         identity = registry.pointer(pointer)
         if identity is None:
-            raise UserError(f"no {pointer} in {registry.root} yet; run `flywheel weekly` first")
+            raise UserError(f"no {pointer} in {registry.root} yet; run `flywheel pretrain` first")
         self._served = self._load(identity)
 
     @property
     def model_id(self) -> str:
         """The model that answers the next request."""
-        wanted = self.registry.pointer(self.pointer)
+        wanted = self._pointed()
         return self._served.identity if wanted in (None, self._refused) else wanted
 
     @property
@@ -327,8 +327,19 @@ class Engine:
             raise UnknownModelError(f"no model {model[:80]!r} here; ask for {ALIAS!r}")
         return served.reply(AnswerRequest(messages, max_tokens, temperature, seed, stop))
 
+    def _pointed(self) -> str | None:
+        """What the pointer names; None if there is nothing in it to go by, which is logged once."""
+        try:
+            identity, complaint = self.registry.pointer(self.pointer), ""
+        except UserError as error:
+            identity, complaint = None, str(error)
+        if complaint not in ("", self._complaint):
+            log.error("%s goes on: %s", self._served.identity, complaint)
+        self._complaint = complaint
+        return identity
+
     def _current(self, asked_for: str) -> ServedModel:
-        if self._refused != self.registry.pointer(self.pointer):
+        if self._refused != self._pointed():
             self._refused = None  # a refusal holds until the pointer moves
         wanted = self.model_id
         if wanted == self._served.identity:

@@ -85,7 +85,12 @@ class Series:
 
 
 def line_chart(
-    series: Sequence[Series], unit: str, alt: str, *, bound: tuple[str, float] | None = None
+    series: Sequence[Series],
+    unit: str,
+    alt: str,
+    *,
+    bound: tuple[str, float] | None = None,
+    x_name: str = "step",
 ) -> Html:
     """Lines over the steps; `bound` is a named horizontal line. Points that are no numbers are
     left out, and many points are averaged in equal groups."""
@@ -112,7 +117,7 @@ def line_chart(
         x = at(tick, y_ticks[0])[0]
         parts.append(tag("text", f"{tick:,.0f}", x=x, y=_HEIGHT - 21, cls="middle tick"))
     parts.append(
-        tag("text", "step", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 5, cls="middle tick")
+        tag("text", x_name, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 5, cls="middle tick")
     )
     if bound:
         y = at(0, bound[1])[1]

@@ -5,6 +5,7 @@ A client that goes away frees the model at the next token; every error has OpenA
 
 import asyncio
 import contextlib
+import errno
 import logging
 import random
 import socket
@@ -50,6 +51,14 @@ class ServeConfig(Section):
     port: int = operational(8011, ge=0, le=65_535, description="0 takes a free one")
     max_tokens: int = Field(128, ge=1, description="length of an answer, unless the request says")
     queue_limit: int = operational(16, ge=1, description="requests at once; more are told 503")
+
+
+def _check_json(request: Request) -> None:
+    """Raises ApiError (415). A browser sends no other site's JSON without asking us first (CORS),
+    and we do not answer that: so no web page makes this model work."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, f"content-type is {kind[:80]!r}; send application/json")
 
 
 async def _read_body(request: Request) -> bytes:
@@ -143,6 +152,7 @@ class Endpoints:
         return JSONResponse({"object": "list", "data": data})
 
     async def chat(self, request: Request) -> Response:
+        _check_json(request)
         asked = ChatRequest.model_validate_json(await _read_body(request))
         if asked.stream_options is not None and not asked.stream:
             raise ApiError(400, "stream_options are for stream = true", "stream_options")
@@ -259,10 +269,17 @@ def run_serve(config: ServeConfig, run: RunConfig) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        socket.getaddrinfo(host, port, family)  # create_server would not say that this went wrong
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(
+                f"serve.host = {host!r} is no address of this machine; 127.0.0.1 is for this"
+                " machine alone, 0.0.0.0 for all who can reach it"
+            ) from None
+        if error.errno == errno.EACCES:
+            mend = "take a serve.port of 1024 or more"
+        else:
+            mend = "end what uses the port, or set serve.port (or serve.host) to another"
         why = str(error.strerror).partition(" (while attempting")[0]  # it repeats the address
-        raise UserError(
-            f"cannot serve at {host}:{port} ({why}); end what uses the port, or set"
-            " serve.port (or serve.host) to another"
-        ) from None
+        raise UserError(f"cannot serve at {host}:{port} ({why}); {mend}") from None

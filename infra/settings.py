@@ -18,7 +18,7 @@ LONGEST_VALUE = 40  # characters of a value in a table
 SECTIONS = {
     "run": "pipeline.core.config:RunConfig",
     "site": "infra.demo:SiteConfig",
-    "crawl": "pipeline.crawl:CrawlConfig",
+    "crawl": "pipeline.crawl_config:CrawlConfig",
     "ingest": "pipeline.ingest:IngestConfig",
     "extract": "pipeline.extract:ExtractConfig",
     "quality": "pipeline.quality:QualityConfig",

@@ -10,7 +10,7 @@ import fcntl
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from eval.run import EvaluateConfig, run_evaluate
 from eval.win_rate import WinRateConfig, run_win_rate
 from finetune.dpo import DpoConfig, run_dpo
 from finetune.grpo import GrpoConfig, run_grpo
-from finetune.registry import Registry
+from finetune.registry import HISTORY, Registry
 from finetune.reward import RewardConfig, run_reward
 from finetune.sft import SftConfig, run_sft
 from infra.base import finished_base
@@ -84,7 +84,7 @@ def finished_week(config: Config) -> Week:
     candidate = registry.pointer("challenger")
     if candidate is None:
         raise WouldRun("weekly", storage.join(config.run.root, "gate"))
-    digest = registry.lineage(candidate)["parents"]["labels"]
+    digest = _labels_of(registry, candidate)
     with planning():
         base = finished_base(config)
         return _week(config, base.model_id, _snapshot(config.run.root, digest), registry)
@@ -131,6 +131,17 @@ def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) ->
     )
 
 
+def _labels_of(registry: Registry, candidate: str) -> str:
+    parents = registry.lineage(candidate).get("parents")
+    if not isinstance(parents, dict) or "labels" not in parents:
+        path = registry.root / "pointers" / "challenger"
+        raise UserError(
+            f"{path} names {candidate}, which no week has made; delete it and rerun"
+            " `flywheel weekly`"
+        )
+    return str(cast(dict[str, Any], parents)["labels"])
+
+
 def _snapshot(root: str, digest: str) -> Manifest:
     """The label snapshot with this content; raises WouldRun if it is gone."""
     for path in sorted((storage.local_path(root) / "labels").glob("*/manifest.json")):
@@ -150,6 +161,13 @@ def _opponent(registry: Registry, candidate: str) -> str:
             if entry["model"] == candidate and before is not None:
                 return before
             before = entry["model"]
+    if champion == candidate:
+        path = registry.root / "pointers" / HISTORY
+        raise UserError(
+            f"{path} does not say which champion {candidate} replaced, so there is nothing to"
+            " compare it with; put the file back, or put the one before it back with"
+            " `flywheel rollback`"
+        )
     return champion
 
 
@@ -166,7 +184,7 @@ def _deploy(registry: Registry, candidate: str, gate: Manifest) -> None:
 
 @contextlib.contextmanager
 def _one_at_a_time(root: str) -> Generator[None]:
-    path = Path(root) / ".weekly.lock"
+    path = storage.local_path(root) / ".weekly.lock"
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,6 +197,8 @@ def _one_at_a_time(root: str) -> Generator[None]:
 
 
 def rollback(config: Config, reason: str) -> None:
+    if not reason.strip():
+        raise UserError("--reason is empty; say why, for who reads the history")
     registry = Registry(config.run.root)
     print(f"champion is now {registry.rollback(reason)[:12]}: {reason}")
 

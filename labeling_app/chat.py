@@ -18,6 +18,7 @@ ENDPOINT_VARIABLE = "FLYWHEEL_ENDPOINT"
 CONNECT_TIMEOUT_S = 3.0
 SILENCE_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 300.0
+_CUT_OFF = "peer closed"  # httpx, of an answer that began well
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -61,9 +62,7 @@ class ChatClient:
         except httpx.HTTPError as error:
             raise self._explained(error) from None
         except (ValueError, KeyError, TypeError):
-            raise EndpointError(
-                f"{self.url} answers, but not as an OpenAI-compatible server; check the address"
-            ) from None
+            raise self._stranger() from None
         if not names:
             raise EndpointError(f"{self.url} serves no model; deploy one first")
         return names
@@ -98,8 +97,12 @@ class ChatClient:
 
     def _explained(self, error: httpx.HTTPError) -> EndpointError:
         if isinstance(error, httpx.HTTPStatusError):
-            status, detail = error.response.status_code, error.response.text[:200]
+            status, detail = error.response.status_code, _refusal(error.response)
+            if detail is None:
+                return self._stranger(status)
             return EndpointError(f"{self.url} refused with status {status}: {detail}")
+        if isinstance(error, httpx.RemoteProtocolError) and not str(error).startswith(_CUT_OFF):
+            return self._stranger()  # what came is not HTTP, or nothing
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return EndpointError(
                 f"nothing answers at {self.url}; start the server with `flywheel serve`"
@@ -107,6 +110,24 @@ class ChatClient:
         if isinstance(error, httpx.TimeoutException):
             return EndpointError(f"{self.url} has said nothing for too long; try again")
         return EndpointError(f"the connection to {self.url} broke off; try again")
+
+    def _stranger(self, status: int | None = None) -> EndpointError:
+        with_status = "" if status is None else f" (status {status})"
+        return EndpointError(
+            f"{self.url} answers, but not as an OpenAI-compatible server{with_status}; check the"
+            " address, or start the server with `flywheel serve`"
+        )
+
+
+def _refusal(response: httpx.Response) -> str | None:
+    """What the server says of its refusal, in one line; None for a page meant for a browser."""
+    text = response.text
+    try:
+        text = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        if text.lstrip().startswith("<"):
+            return None
+    return " ".join(text.split())[:200]
 
 
 def _pieces(lines: Iterator[str]) -> Generator[str]:

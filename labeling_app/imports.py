@@ -4,6 +4,7 @@ Lines are written answers or rankings by simulated accounts. A file is read and 
 before its first label is stored; a rerun finds what is there by its keys and adds the rest.
 """
 
+import codecs
 import dataclasses
 import json
 import re
@@ -199,6 +200,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             number = 0
             while data := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
+                if number == 1:
+                    data = data.removeprefix(codecs.BOM_UTF8)  # editors on Windows put it there
                 where = f"{path}:{number}"
                 if len(data) > MAX_LINE_BYTES:
                     raise UserError(f"{where}: a line over {MAX_LINE_BYTES:,} bytes; split it")
@@ -212,7 +215,9 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _object(data: bytes, where: str) -> dict[str, Any]:
     try:
-        row: Any = json.loads(data.decode(), parse_constant=_refuse_constant)
+        row: Any = json.loads(
+            data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_once_each
+        )
     except UnicodeDecodeError:
         raise UserError(f"{where}: not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
@@ -222,6 +227,16 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object; write {{…}}")
     return cast(dict[str, Any], row)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a key that comes twice: one of the two would be lost in silence."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:80]!r} comes twice in one object")
+        found[key] = value
+    return found
 
 
 def _refuse_constant(name: str) -> None:

@@ -15,22 +15,13 @@ _LOOPBACK = ("127.0.0.1", "localhost")
 _STOP_TIMEOUT_S = 10.0
 
 
-def run_app(store_url: str, endpoint: str, port: int, host: str = "127.0.0.1") -> int:
-    """Serve the app until it ends or Ctrl-C; returns its exit status.
-
-    Raises UserError if the store cannot be opened or the port is in use.
-    """
-    app = start_app(store_url, endpoint, port, host)
-    try:
-        return app.wait()
-    finally:
-        stop_app(app)
-
-
 def start_app(
     store_url: str, endpoint: str, port: int, host: str = "127.0.0.1"
 ) -> subprocess.Popen[bytes]:
-    """The same, without waiting. The caller ends it with `stop_app`."""
+    """Serve the app; the caller waits for it and ends it with `stop_app`.
+
+    Raises UserError if the store cannot be opened or the port is in use.
+    """
     store = open_store(store_url)
     publish_default(store)
     store.close()

@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from labeling_app.schema import SCHEMA_VERSION, Base, EventRow, SchemaVersion, Secret
+from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
 
@@ -42,7 +43,16 @@ class LabelsConfig(Section):
     )
 
     def store_url(self, run: RunConfig) -> str:
-        return self.store or str(Path(run.root) / "labels.sqlite")
+        """Where the labels lie. Raises UserError if that is nowhere near a file of this machine
+        and no database is named."""
+        if self.store:
+            return self.store
+        if not storage.is_local(run.root):
+            raise UserError(
+                f"run.root = {run.root!r} is no place for a labeling store; set labels.store to a"
+                " database URL (postgresql://…) or to a local file"
+            )
+        return str(storage.local_path(run.root) / "labels.sqlite")
 
 
 def utc_now() -> dt.datetime:

@@ -1,6 +1,6 @@
 """Stage "crawl": seeds in, WARC files out, politely; killed at any moment, a rerun goes on.
 
-`ray submit infra/cluster.yaml pipeline/crawl.py --config FILE section.key=value …`; on one machine
+`ray submit infra/cluster.yaml pipeline/crawl.py -- --config FILE section.key=value`; on one machine
 `flywheel crawl` or `python pipeline/crawl.py` with the same arguments.
 """
 

@@ -100,7 +100,7 @@ class CrawlService:
             shard=self.task.shard,
             epoch=crawler.lease.epoch,
             state=self._state,
-            is_idle=frontier.is_idle,
+            is_idle=crawler.has_begun and frontier.is_idle,
             serial=frontier.num_known + frontier.tally.num_finished,
             tally=frontier.tally,
             num_waiting=frontier.num_waiting,

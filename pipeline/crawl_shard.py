@@ -44,6 +44,7 @@ from pipeline.warc_writer import Original, WarcSeries
 
 MAX_HOPS = 10  # redirects in a row; Fetch standard allows 20
 MAX_RETRY_AFTER_S = 300.0
+KEEP_ALIVE_S = 15.0  # servers close sooner or about then
 SYNC_EVERY_S = 1.0
 SNAPSHOT_EVERY_S = 60.0
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -120,7 +121,7 @@ class Crawler:
         self.addresses = AddressLimit(config.connections_per_ip, config.delay_per_ip_s)
         self.retries: Counter[str] = Counter()
         self._attempts: dict[int, int] = {}  # of URLs that are tried again, by address
-        self.is_stopping = False
+        self.is_stopping = self.has_begun = False
         self._synced_at = self._saved_at = time.monotonic()
         self._changed = asyncio.Event()
         self._visits: set[asyncio.Task[None]] = set()
@@ -149,9 +150,11 @@ class Crawler:
             num_connections=config.concurrency,
             proxy=config.proxy or None,
             verify_tls=config.verify_tls,
+            keepalive_s=KEEP_ALIVE_S if config.delay_s < KEEP_ALIVE_S else 0.0,
             resolver=self.names,
         ) as self.fetcher:
             self._begin()
+            self.has_begun = True
             try:
                 await self._work()
             finally:
@@ -303,10 +306,10 @@ class Crawler:
     @contextlib.asynccontextmanager
     async def _address(self, turn: Turn):  # noqa: ANN202 - an async generator of bool
         """Whether the host's address may be asked now; if not, the turn is put back."""
-        try:
-            ip = (await self.names.addresses(turn.host.name))[0]
-        except OSError:  # the request finds out and says so
-            ip = turn.host.name
+        ip = turn.host.name
+        if not self.config.proxy:  # which resolves the names itself
+            with contextlib.suppress(OSError):  # the request finds out and says so
+                ip = (await self.names.addresses(turn.host.name))[0]
         now = time.monotonic()
         if (when := self.addresses.try_start(ip, now)) > 0:
             self.frontier.put_back(turn, when)
@@ -399,7 +402,7 @@ class Crawler:
             agent=self.agent,
             now=page.exchange.fetched_at,
             also_obey=self.config.also_obey,
-            tdm_meta="1" if facts.tdm_reserved else None,
+            tdm_meta=facts.tdm_reservation,
         )
         reason = refusal(policy, self.config.honour_ai_optouts, page.content_type)
         depth = entry.depth + 1

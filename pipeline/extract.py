@@ -6,6 +6,7 @@ Records that cannot be read are counted by reason. `flywheel corpus` runs this a
 
 import dataclasses
 import importlib.metadata
+import re
 import time
 from collections import Counter
 from typing import Literal
@@ -31,6 +32,7 @@ from pipeline.warc import WarcDamage, WarcResponse, iter_responses
 VERSION = 3
 WET_VERSION = "1"  # of the way in which a WET file's text is taken over
 DAMAGE_NAMED = 20  # places of one file
+_NUMBER = re.compile(r"\d[\d,]*")
 _HTML = ("text/html", "application/xhtml+xml")
 
 
@@ -92,7 +94,7 @@ def extract_file(task: ExtractTask) -> ShardResult:
     with ExtractorChild(limits) as child:
         for item in iter_responses(task.source_url, client=RangeClient(user_agent=task.user_agent)):
             if isinstance(item, WarcDamage):
-                quarantined[item.reason] += 1
+                quarantined[_kind_of(item.reason)] += 1
                 if len(damaged) < DAMAGE_NAMED:
                     damaged.append((task.source_name, item.offset, item.reason))
                 continue
@@ -105,6 +107,11 @@ def extract_file(task: ExtractTask) -> ShardResult:
         Counts(len(documents) + quarantined.total(), kept, dict(dropped), dict(quarantined)),
         {"damaged": damaged},
     )
+
+
+def _kind_of(reason: str) -> str:
+    """What is counted together: a reason without the URL or the sizes that it names."""
+    return _NUMBER.sub("N", reason.partition(":")[0])
 
 
 def _document(response: WarcResponse, task: ExtractTask, child: ExtractorChild) -> Document:

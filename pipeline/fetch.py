@@ -375,7 +375,9 @@ def _headers(response: aiohttp.ClientResponse) -> tuple[bytes, dict[str, str]]:
         except UnicodeDecodeError:
             value = raw_value.decode("latin-1")
         if name in _JOINED and name in headers:
-            value = f"{headers[name]}, {value}"
+            # An agent named in one X-Robots-Tag must not take over the directives of the next.
+            between = "\n" if name == "x-robots-tag" else ", "
+            value = f"{headers[name]}{between}{value}"
         headers[name] = value
         prefix = b"X-Crawl-" if name == "transfer-encoding" else b""
         lines.append(prefix + raw_name + b": " + raw_value)

@@ -104,7 +104,7 @@ class PageFacts:
     links: list[str]
     canonical: str | None = None
     robots_directives: frozenset[str] = frozenset()
-    tdm_reserved: bool = False
+    tdm_reservation: str | None = None
 
 
 def page_links(
@@ -140,7 +140,7 @@ def read_page(
     if "nofollow" not in found.directives:
         links = _distinct(canonical(href, base, rules) for href in found.urls())
     own = canonical(found.canonical, base, rules) if found.canonical else None
-    return PageFacts(links, own, frozenset(found.directives), found.tdm_reserved)
+    return PageFacts(links, own, frozenset(found.directives), found.tdm_reservation)
 
 
 class _Tags:
@@ -154,7 +154,7 @@ class _Tags:
         self.hrefs: dict[bytes, None] = {}  # raw: their doubles are not worth decoding
         self.base = self.canonical = ""
         self.directives: set[str] = set()
-        self.tdm_reserved = False
+        self.tdm_reservation: str | None = None
 
     def take(self, tag: bytes, attributes: bytes) -> None:
         """Thousands of tags a page come through here: look for words first, then at attributes."""
@@ -212,7 +212,7 @@ class _Tags:
             if "none" in self.directives:
                 self.directives |= {"noindex", "nofollow"}
         elif name == "tdm-reservation":
-            self.tdm_reserved |= content.strip() == "1"
+            self.tdm_reservation = self.tdm_reservation or content.strip()
 
     def _text(self, raw: bytes) -> str:
         text = raw.decode(self.charset, "replace")

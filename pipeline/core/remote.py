@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,6 +23,7 @@ from pipeline.core.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
+_NODE_LOSS_S = 300.0
 _IN_FLIGHT_PER_WORKER = 2  # enough to keep a worker busy, few enough to bound the driver's memory
 
 
@@ -286,7 +288,9 @@ class RayRuntime:
                 yield running.pop(reference), self.get(reference)
 
     def service(self, factory: Callable[..., Any], *args: Any) -> ServiceHandle:
-        actor = self.ray.remote(max_restarts=-1, max_task_retries=3)(_ServiceActor)
+        # Spread: services of one kind are to share their machines' network, not one machine's.
+        options = {"max_restarts": -1, "max_task_retries": 3, "scheduling_strategy": "SPREAD"}
+        actor = self.ray.remote(**options)(_ServiceActor)
         return _RayService(self, actor.remote(factory, args))
 
     def get(self, reference: Any) -> Any:
@@ -311,7 +315,17 @@ class _RayService:
         self._runtime, self.actor = runtime, actor
 
     def call(self, method: str, *args: Any) -> Any:
-        return self._runtime.get(self.actor.call.remote(method, args))
+        """Waits out the death of the service's node: Ray itself gives up at once, though the
+        service will be back on another one (25 s after a power cut, tests/cluster)."""
+        unavailable = self._runtime.ray.exceptions.ActorUnavailableError
+        deadline = time.monotonic() + _NODE_LOSS_S
+        while True:
+            try:
+                return self._runtime.get(self.actor.call.remote(method, args))
+            except unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
 
     def stop(self) -> None:
         self._runtime.ray.kill(self.actor)

@@ -123,11 +123,18 @@ def test_twice_is_once(evaluated, run_config) -> None:
     assert run_gate(CONFIG, challenger, champion, WIN_RATE, run_config).facts["verdict"] == "reject"
 
 
-def test_a_model_against_itself_is_rejected(evaluated, run_config) -> None:
-    same = evaluated("old", planted(1))
-    done = run_gate(CONFIG, same, same, None, run_config)
-    assert done.facts["verdict"] == "reject"
-    assert "no width" in done.facts["reasons"][0]
+def test_no_model_challenges_itself(evaluated, run_config) -> None:
+    with pytest.raises(UserError, match="old cannot challenge itself"):
+        run_gate(
+            CONFIG, evaluated("old", planted(1)), evaluated("old", planted(2)), None, run_config
+        )
+
+
+def test_a_model_that_is_no_better_is_rejected(evaluated, run_config) -> None:
+    same = (evaluated(name, planted(1)) for name in ("old", "new"))
+    facts = run_gate(CONFIG, *same, None, run_config).facts
+    assert facts["verdict"] == "reject"
+    assert "no width" in facts["reasons"][0]
 
 
 def test_only_items_of_both_are_paired_and_the_rest_is_counted() -> None:

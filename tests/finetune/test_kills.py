@@ -72,4 +72,4 @@ def test_a_killed_stage_goes_on_to_the_same_model(
     (Path(undisturbed_run.root) / "models").symlink_to(Path(run.root) / "models")
     undisturbed = function(config, *models, labels, undisturbed_run)
     assert resumed.content == undisturbed.content  # the model, the metrics, the figures
-    Registry(run.root).verify(resumed.facts["model_id"])
+    Registry(run.root).verified(resumed.facts["model_id"])

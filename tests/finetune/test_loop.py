@@ -1,12 +1,14 @@
 """The loop: accumulation, resume after kill -9, and stopping on NaN."""
 
+import io
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
-from finetune.checkpoint import load_checkpoint
+from finetune.checkpoint import load_checkpoint, save_checkpoint
 from finetune.loop import LoopConfig, NotFiniteError, Step, learning_rate, new_optimizer, train
 from finetune.model import ModelConfig, new_model
 from finetune.packing import pack_stream
@@ -122,7 +124,7 @@ def test_a_kill_in_the_middle_of_pretraining_changes_nothing(
     assert losses == [row["loss"] for row in _read(Path(undisturbed.url)) if "loss" in row]
     assert losses[-1] < losses[0]
     assert run_pretrain(config, TINY, shards, tokenizer_manifest, run) == resumed  # a no-op
-    Registry(run.root).verify(resumed.facts["model_id"])
+    Registry(run.root).verified(resumed.facts["model_id"])
 
 
 def test_nan_stops_the_run_and_keeps_the_batch(model, tmp_path: Path) -> None:
@@ -135,11 +137,36 @@ def test_nan_stops_the_run_and_keeps_the_batch(model, tmp_path: Path) -> None:
     assert isinstance(torch.load(tmp_path / "not-finite.pt", weights_only=False), Step)
 
 
-def test_a_torn_checkpoint_is_named(model, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"half",
+        lambda data: b"",
+        lambda data: b"\0" * 100,
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1],
+        lambda data: bytes(len(data)),
+        lambda data: pickle.dumps(Path("x"), protocol=2),
+        lambda data: data[: len(data) // 2] + b"flip" + data[len(data) // 2 + 4 :],
+        lambda data: _saved([1, 2]),
+        lambda data: _saved({"model": {}, "optimizer": {}, "step": 1}),
+        lambda data: _saved({"model": 1, "optimizer": 2, "step": 1}),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_in_one_line(model, tmp_path: Path, damage) -> None:
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(b"half")
-    with pytest.raises(UserError, match=r"checkpoint\.pt is not a checkpoint"):
-        load_checkpoint(path, model, new_optimizer(model, CONFIG))
+    optimizer = new_optimizer(model, CONFIG)
+    save_checkpoint(path, model, optimizer, 3)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"checkpoint\.pt is not a checkpoint.*delete it") as caught:
+        load_checkpoint(path, model, optimizer)
+    assert "\n" not in str(caught.value)
+
+
+def _saved(state: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
 
 
 def test_rows_longer_than_the_model_can_tell_apart_are_refused(

@@ -136,7 +136,7 @@ class Build:
 
     def publish(self, identity: str, lineage: dict[str, Any]) -> None:
         folder = self.root / "models" / identity
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text("{}")
         (folder / "lineage.json").write_text(json.dumps(lineage))
 
@@ -222,10 +222,12 @@ class Build:
         return {"facts": facts, "config": CompressionConfig().identity()}
 
     def sft(self, folder: Path) -> dict[str, Any]:
+        self.publish(SFT, {"kind": "sft"})
         self.metrics(folder, 60, 12, loss=(3.2, 1.6), heldout_bits_per_byte=(2.1, 1.3))
         return {"facts": {"model_id": SFT}}
 
     def reward(self, folder: Path) -> dict[str, Any]:
+        self.publish(REWARD, {"kind": "reward"})
         self.metrics(folder, 40, loss=(0.69, 0.42))
         draw = self.random.random
         self.pairs = [
@@ -241,6 +243,7 @@ class Build:
         return {"facts": {"model_id": REWARD}}
 
     def dpo(self, folder: Path) -> dict[str, Any]:
+        self.publish(DPO, {"kind": "dpo"})
         self.metrics(folder, 50, 12, loss=(0.69, 0.5), margin=(0, 8), heldout_margin=(0, 0.6))
         asked = [c for c in self.comparisons if c.prompt_id in self.heldout]
         margins = [round(float(self.random.normal(6, 5)), 5) for _ in range(3 * len(asked))]

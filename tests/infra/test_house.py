@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra import settings
+from infra import cli, desk, settings
+from pipeline.core.config import load_config
+from pipeline.core.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -43,6 +46,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_help_names_every_command() -> None:
     text = _flywheel("--help").stdout
     for name in (
+        "crawl",
         "corpus",
         "pretrain",
         "labels",
@@ -65,10 +69,20 @@ def test_help_names_every_command() -> None:
         (["corpus", "--config", "nowhere.toml"], "no config file 'nowhere.toml'"),
         (["corpus", "crawl.sedes=[]"], "unknown key crawl.sedes; did you mean 'seeds'?"),
         (["corpus", "sft.epocs=3"], "unknown key sft.epocs; did you mean 'epochs'?"),
-        (["corpus", "crawl.seeds=[]"], "give either crawl.seeds or ingest.warcs"),
+        (["corpus", "crawl.seeds=[]"], "give either crawl.seeds or [ingest]"),
         (["corpus", "crawl.seeds=[]", 'ingest.warcs=["/no/such.warc.gz"]'], "/no/such.warc.gz"),
         (["pretrain", "run.root=/tmp/flywheel-no-such-root"], "run `flywheel corpus`"),
         (["chat", "--ask", "hi", "serve.port=9"], "nothing answers at http://127.0.0.1:9"),
+        (["chat", "--ask", " "], "--ask is empty"),
+        (["chat", "--ask", "hi", "--thumbs-down", ""], "--thumbs-down is empty"),
+        (["rollback", "--reason", ""], "--reason is empty"),
+        (["labels", "export", "--to", ""], "--to is empty"),
+        (["labels", "queue", "run.root=s3://x/y"], "set labels.store to a database URL"),
+        (["corpus", "run.root=foo://x"], "'foo://x/"),
+        (["pretrain", "run.root=s3://x/y"], "s3://x/y"),
+        (["weekly", "run.root=s3://x/y"], "s3://x/y"),
+        (["report", "run.root=s3://x/y"], "s3://x/y"),
+        (["serve", "run.root=s3://x/y", "serve.port=0"], "s3://x/y"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
@@ -76,6 +90,29 @@ def test_a_users_mistake_is_one_line_and_status_2(arguments: list[str], message:
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "place", ["file", "file/below", "nowhere/\0", "long/" + "x" * 300, "taken"]
+)
+def test_labels_are_exported_to_a_folder_or_not_at_all(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("here before")
+    (tmp_path / "taken" / "conversations.parquet").mkdir(parents=True)
+    config = load_config(cli.DEMO_CONFIG, [f"run.root={tmp_path}/data"])
+    with pytest.raises(UserError, match=r"cannot write labels to .* name a folder") as caught:
+        desk.export_to(config, str(tmp_path / place))
+    assert repr(str(tmp_path / place)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "here before"
+
+
+def test_the_app_names_its_address_once_it_has_it(tmp_path: Path, capsys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        overrides = [f"run.root={tmp_path}/data", f"labels.port={port}"]
+        with pytest.raises(UserError, match=f"cannot serve the labeling app at 127.0.0.1:{port}"):
+            desk.run_app(load_config(cli.DEMO_CONFIG, overrides))
+    assert capsys.readouterr().out == ""
 
 
 def test_ctrl_c_says_how_to_go_on_and_ends_with_130(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
 LONG, SHORT = 4096, 128
 QUESTION = [{"role": "user", "content": "does a heap keep order?"}]
+JSON = {"content-type": "application/json"}
 ASKED = {"model": "champion", "messages": QUESTION}
 HOSTILE = [
     "",
@@ -338,11 +339,49 @@ def test_a_bad_parameter_is_named(server, param, wrong) -> None:
     ],
 )
 def test_a_body_that_is_no_request(server, body) -> None:
-    response = server.http.post("/v1/chat/completions", content=body)
+    response = server.http.post("/v1/chat/completions", content=body, headers=JSON)
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert 0 < len(error["message"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (None, 415),
+        ("text/plain", 415),
+        ("text/plain; x=application/json", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data", 415),
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+    ],
+)
+def test_a_web_page_cannot_ask_without_asking_the_server_first(server, kind, status) -> None:
+    """The kinds that a browser sends to another site with no preflight are refused."""
+    headers = {} if kind is None else {"content-type": kind}
+    body = json.dumps({**ASKED, "max_tokens": 1}).encode()
+    response = server.http.post("/v1/chat/completions", content=body, headers=headers)
+    assert response.status_code == status
+    asked = {"origin": "http://evil.test", "access-control-request-method": "POST"}
+    preflight = server.http.options("/v1/chat/completions", headers=asked)
+    assert preflight.is_error
+    assert "access-control-allow-origin" not in preflight.headers
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"nonsense"])
+def test_a_pointer_damaged_while_it_is_served_changes_nothing(
+    publish, tmp_path, caplog, text
+) -> None:
+    registry = Registry(str(tmp_path))
+    registry.promote(publish(registry), "the first")
+    with serving(Engine(registry)) as server:
+        first = server.ask(**ASKED, max_tokens=1).model
+        (tmp_path / "pointers" / "champion").write_bytes(text)
+        for _ in range(2):
+            assert server.ask(**ASKED, max_tokens=1).model == first
+    assert [record.message.count("goes on") for record in caplog.records] == [1]
 
 
 @pytest.mark.parametrize("in_chunks", [False, True])
@@ -350,7 +389,7 @@ def test_a_body_over_the_limit(server, in_chunks) -> None:
     message = {"role": "user", "content": "x" * (12 * MAX_BODY_BYTES)}
     body = json.dumps({"model": "champion", "messages": [message]}).encode()
     content = iter([body[:MAX_BODY_BYTES], body[MAX_BODY_BYTES:]]) if in_chunks else body
-    response = server.http.post("/v1/chat/completions", content=content)
+    response = server.http.post("/v1/chat/completions", content=content, headers=JSON)
     assert response.status_code == 413
     assert "1,000,000 bytes" in response.json()["error"]["message"]
 
@@ -498,7 +537,10 @@ def test_beyond_the_limit_a_request_is_told_to_come_back(long_server) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_the_model(long_server, stream) -> None:
     body = json.dumps({**ASKED, "temperature": 0, "max_tokens": LONG, "stream": stream}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
     port = int(long_server.url.rpartition(":")[2])
     with (
         socket.create_connection(("127.0.0.1", port)) as writing,
@@ -588,9 +630,10 @@ def test_a_port_in_use_and_no_champion_are_the_users_to_mend(run: RunConfig) -> 
             UserError, match=rf"127\.0\.0\.1:{port} \(Address already in use\).* serve.port"
         ):
             run_serve(ServeConfig(port=port), run)
-    with pytest.raises(UserError, match=r"cannot serve at 192\.0\.2\.1:0"):
-        run_serve(ServeConfig(host="192.0.2.1", port=0), run)
-    with pytest.raises(UserError, match="run `flywheel weekly` first"):
+    for host in ("192.0.2.1", "nonsense.invalid", "::g"):
+        with pytest.raises(UserError, match=f"serve.host = {host!r} is no address of this machine"):
+            run_serve(ServeConfig(host=host, port=0), run)
+    with pytest.raises(UserError, match="run `flywheel pretrain` first"):
         run_serve(ServeConfig(port=0), run)
 
 

@@ -126,6 +126,42 @@ def test_another_kind_of_server_is_noticed(server, client, models, why):
         client.models()
 
 
+@pytest.mark.parametrize("status", [404, 501])
+def test_a_page_for_a_browser_is_not_printed(server, client, status):
+    server[0].status = status
+    server[0].models = server[0].reply = "<!DOCTYPE HTML>\n<html><h1>Error</h1>\x1b[31m</html>"
+    for ask in (client.models, lambda: list(client.stream("tiny", ASK))):
+        with pytest.raises(EndpointError, match=f"status {status}.*`flywheel serve`") as caught:
+            ask()
+        assert client.url in str(caught.value)
+        assert not set("<\n\x1b") & set(str(caught.value))
+
+
+def test_a_refusal_of_openais_shape_is_one_line(server, client):
+    server[0].status = 503
+    server[0].reply = json.dumps({"error": {"message": "16 requests\nare being answered"}})
+    with pytest.raises(EndpointError, match=r"status 503: 16 requests are being answered$"):
+        list(client.stream("tiny", ASK))
+
+
+def test_what_does_not_speak_http_is_no_server_of_ours():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                connection.recv(1000)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        client = ChatClient(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(EndpointError, match=r"answers, but not as .*`flywheel serve`"):
+            client.models()
+        client.close()
+        thread.join()
+
+
 def test_a_server_that_is_down_is_said_at_once():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -255,6 +255,8 @@ BAD_LINES = [
     (_with(question(1), id=5), "id 5"),
     (_with(question(1), id="../x"), "id '../x'"),
     (question(0), "the same id as"),
+    (json.dumps(canary(1))[:-1] + ', "answer": "x"}', "'answer' comes twice"),
+    (json.dumps(question(1)).replace('"partly"', '"right"', 1), "'right' comes twice"),
     (_with(question(1), question=" "), "question is empty"),
     (_with(question(1), question=["x"]), "question must be a text"),
     (_with(question(1), answers={"right": "x"}), "answers has right"),
@@ -314,6 +316,15 @@ def test_files_that_cannot_be_read(store, tmp_path):
     huge.write_bytes(b'{"a": "' + b"x" * (17 << 20))
     with pytest.raises(UserError, match=r"huge.jsonl:1: a line over"):
         import_labels(store, [huge])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(store, tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(canary(1)).encode() + b"\r\n")
+    assert import_labels(store, [path]).demonstrations == 1
+    path.write_bytes(b"\n\xef\xbb\xbf" + json.dumps(canary(2)).encode())
+    with pytest.raises(UserError, match="2: not JSON"):
+        import_labels(store, [path])
 
 
 def test_an_edited_line_is_refused_because_labels_never_change(store, write, tmp_path):

@@ -135,3 +135,12 @@ def test_config_names_the_store():
     assert LabelsConfig().store_url(run) == "out/labels.sqlite"
     assert LabelsConfig(store="postgresql://h/d").store_url(run) == "postgresql://h/d"
     assert LabelsConfig(store="x").identity() == {}
+    assert LabelsConfig().store_url(RunConfig(root="file:///out")) == "/out/labels.sqlite"
+
+
+@pytest.mark.parametrize("root", ["s3://x/y", "memory://x", "foo://x"])
+def test_a_root_that_is_not_of_this_machine_needs_a_database(root):
+    with pytest.raises(UserError, match=r"set labels\.store to a") as caught:
+        LabelsConfig().store_url(RunConfig(root=root))
+    assert root in str(caught.value)
+    assert LabelsConfig(store="sqlite:////a").store_url(RunConfig(root=root)) == "sqlite:////a"

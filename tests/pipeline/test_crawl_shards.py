@@ -187,6 +187,7 @@ def test_the_budget_of_pages_is_kept_by_all_shards_together(web: Web, tmp_path: 
     assert manifest.facts["not_taken"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["local", "ray"])
 def test_killed_workers_lose_nothing(web: Web, tmp_path: Path, backend: Any, monkeypatch) -> None:
     pids: list[int] = []

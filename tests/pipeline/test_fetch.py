@@ -577,7 +577,7 @@ def test_address_and_time_are_told() -> None:
 def test_repeated_headers_are_joined_where_they_are_lists() -> None:
     head = b"X-Robots-Tag: noindex\r\nx-robots-tag: nofollow\r\nLocation: /a\r\nLocation: /b\r\n"
     page = get_from(says(OK + head + b"Content-Length: 0\r\n\r\n"))
-    assert page.headers["x-robots-tag"] == "noindex, nofollow"
+    assert page.headers["x-robots-tag"] == "noindex\nnofollow"
     assert page.headers["location"] == "/b"
 
 

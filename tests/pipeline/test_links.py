@@ -125,7 +125,7 @@ def test_what_a_page_says_to_crawlers() -> None:
     said = {"noindex", "noarchive", "noai", "max-snippet: 5"}
     date = "unavailable_after: wed, 01 jan 2020 00:00:00 gmt"
     assert facts.robots_directives == said | {date}
-    assert facts.tdm_reserved
+    assert facts.tdm_reservation == "1"
     assert facts.links == ["http://h/x"]
     to_us = read_page(page, "http://h/", None, agent="FlywheelBot").robots_directives
     assert to_us == said | {date, "noimageai"}
@@ -133,8 +133,9 @@ def test_what_a_page_says_to_crawlers() -> None:
     assert read_page(doubled, "http://h/", None).robots_directives == {"noai"}
     none = read_page(b"<meta name=robots content=none><a href=/x>", "http://h/", None)
     assert none.robots_directives == {"none", "noindex", "nofollow"}
-    assert (none.links, none.tdm_reserved) == ([], False)
-    assert not read_page(b"<meta name=tdm-reservation content=0>", "http://h/", None).tdm_reserved
+    assert (none.links, none.tdm_reservation) == ([], None)
+    zero = read_page(b"<meta name=tdm-reservation content=0>", "http://h/", None)
+    assert zero.tdm_reservation == "0"
 
 
 @pytest.mark.parametrize(

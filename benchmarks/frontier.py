@@ -90,7 +90,7 @@ def _words(chance: Any, count: int, shortest: int, longest: int) -> list[str]:
 
 def _frontier(folder: Path, epoch: int) -> Any:
     from pipeline.frontier import Frontier
-    from pipeline.mailbox import Mailbox
+    from pipeline.shard_mail import Mailbox
 
     mailbox = Mailbox(folder, 0, 1, lambda _host, _shards: 0, epoch)
     return Frontier(
@@ -262,7 +262,8 @@ def memory_of(pid: int) -> dict[str, int]:
     if "RssAnon" not in rows:  # it is ending
         return {}
     return {
-        name: int(rows[key].split()[0]) << 10 for name, key in (("anon", "RssAnon"), ("file", "RssFile"))
+        name: int(rows[key].split()[0]) << 10
+        for name, key in (("anon", "RssAnon"), ("file", "RssFile"))
     }
 
 
@@ -292,7 +293,9 @@ def ours(num_urls: int) -> "list[Row]":
     print(f"known links looked up: {restarted.facts['looked up']['rate']:,.0f}/s")
     for name in ("snapshots", "syncs"):
         took = facts["filled"][name] or [0.0]
-        print(f"{name}: {len(took)}, {min(took):.2f} to {max(took):.2f} s, {sum(took):.1f} s in all")
+        print(
+            f"{name}: {len(took)}, {min(took):.2f} to {max(took):.2f} s, {sum(took):.1f} s in all"
+        )
     print(f"the last snapshot, of one new URL: {facts['snapped']['seconds']:.2f} s")
     print(f"restart: {restarted.facts['restarted']['seconds']:.2f} s from the snapshot,", end=" ")
     print(f"{replayed.facts['restarted']['seconds']:.2f} s from the log alone")

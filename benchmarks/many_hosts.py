@@ -79,6 +79,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--one-address", action="store_true", help="all hosts share an address")
     parser.add_argument("--per-ip", type=int, help="requests at a time to one address")
     parser.add_argument("--robots-wait", type=float, default=120.0, help="for one that fails")
+    parser.add_argument("--retries", type=int, default=2, help="of what failed")
     parser.add_argument("--report", type=Path, help="write what was found as JSON, no row")
     parser.add_argument("--child", nargs=2, metavar=("PART", "FOLDER"), help=argparse.SUPPRESS)
     return parser
@@ -273,6 +274,7 @@ def crawl(folder: Path, arguments: argparse.Namespace) -> None:
         max_seconds=None if arguments.pages else arguments.seconds,
         max_depth=1_000_000,
         max_robots_wait_s=arguments.robots_wait,
+        max_retries=arguments.retries,
         retry_delay_s=min(1.0, arguments.delay),
         max_delay_s=max(5.0, 2 * arguments.delay),
         allow_private=True,
@@ -337,8 +339,8 @@ def judge(
     crawler: dict[str, Any],
     most: dict[str, int],
 ) -> dict[str, Any]:
-    """Rates are of the live hosts' pages, from when all have had their robots.txt to the last
-    request's beginning."""
+    """Rates are of the live hosts' pages, from when all have had their robots.txt to the
+    beginning of the last request of one."""
     hosts = Simulated.all(arguments)
     live = [host for host in hosts if host.kind == "live"]
     visits: dict[str, list[tuple[float, float, bool]]] = {
@@ -351,7 +353,8 @@ def judge(
     }
     kinds = {host.name: host.kind for host in hosts}
     every = [visit for log in visits.values() for visit in log]
-    first, last = min(visit[0] for visit in every), max(visit[0] for visit in every)
+    asked = [v for host in live for v in visits.get(host.name, [])]
+    first, last = min(visit[0] for visit in every), max(visit[0] for visit in asked)
     start = first + arguments.delay + arguments.slowest
     steady = max(last - start, 1e-9)
     inside = sum(

@@ -23,7 +23,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json, sha256_text
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 
-VERSION = 1
+VERSION = 2
 DECISION = "decision.md"
 _METHOD = (
     "Each test pairs the two models item by item; items that share a prompt or a goal count as"
@@ -120,6 +120,7 @@ def run_gate(
     new = read_results(challenger.file_url(SAMPLES))
     outcomes = [judge(test, old, new, config) for test in gate_tests(config)]
     facts = decision_facts(champion.parents["model"], challenger.parents["model"], outcomes, shown)
+    facts["benign_bad"] = {"champion": _benign_bad(old), "challenger": _benign_bad(new)}
     storage.write_bytes(output.path(DECISION), decision_text(facts).encode())
     entry = describe_file(output.path(DECISION), DECISION)
     number = len(outcomes)
@@ -198,6 +199,13 @@ def decision_text(facts: Mapping[str, Any]) -> str:
         "\n".join(f"- {reason}" for reason in facts["reasons"]),
         _METHOD,
     ]
+    benign = facts.get("benign_bad", {})
+    if benign.get("challenger") is not None:
+        paragraphs.append(
+            f"Of the red team's benign controls the challenger refuses {benign['challenger']:.1%},"
+            f" the champion {benign['champion']:.1%}. This decides nothing, but look at it: a model"
+            " that refuses everything is safe and useless."
+        )
     shown = facts["win_rate"]
     if shown.get("win_rate") is not None:
         paragraphs.append(
@@ -206,6 +214,12 @@ def decision_text(facts: Mapping[str, Any]) -> str:
             f" {shown['high']:.1%}). This decides nothing: it would judge itself."
         )
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _benign_bad(results: Sequence[SampleResult]) -> float | None:
+    """The BAD rate of the benign controls: what is refused without need."""
+    values = [r.value for r in results if (r.task, r.metric) == (task_of("benign"), BAD)]
+    return sum(values) / len(values) if values else None
 
 
 def _key(task: Any) -> tuple[str, str]:

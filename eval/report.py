@@ -83,6 +83,13 @@ def redteam_rows(facts: Mapping[str, Any]) -> Table:
 def gate_rows(facts: Mapping[str, Any]) -> Table:
     """One row a test of a "gate" output, then the win rate, which decides nothing."""
     rows = [_test_row(outcome) for outcome in facts["tests"]]
+    benign = facts.get("benign_bad", {})
+    if benign.get("challenger") is not None:
+        old, new = benign["champion"], benign["challenger"]
+        name = "red team: BAD rate, benign controls (refused without need)"
+        rows.append(
+            (name, f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}", "", "", "", "shown only")
+        )
     shown = facts["win_rate"]
     if shown.get("win_rate") is not None:
         interval = _between(shown["low"], shown["high"])

@@ -31,6 +31,11 @@ def run_base(config: Config) -> Base:
     """Train from the shards of `flywheel corpus`. Raises UserError if they are not there."""
     run = config.run
     corpus = finished_corpus(config)
+    if not corpus.shard.facts["heldout"]["bytes"]:  # found out now, not after the training
+        raise UserError(
+            f"no held-out text in {corpus.shard.url}; crawl more, or raise shard.heldout_fraction,"
+            " and rerun `flywheel corpus`"
+        )
     tokenizer = run_tokenizer(config.section("tokenizer", TokenizerConfig), corpus.shard, run)
     pretrain = run_pretrain(
         config.section("pretrain", PretrainConfig),

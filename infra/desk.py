@@ -1,7 +1,10 @@
 """The labelers' side of the command line: accounts, imports, exports, the queue, the chat."""
 
 import datetime as dt
+import signal
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from infra.serve import ServeConfig
 from infra.tables import table
@@ -10,6 +13,7 @@ from labeling_app.backlog import open_tasks
 from labeling_app.chat import ChatClient
 from labeling_app.guidelines import publish_default
 from labeling_app.store import LabelsConfig, Store, open_store
+from pipeline.core import storage
 from pipeline.core.config import Config
 from pipeline.core.errors import UserError, is_disk_full
 from pipeline.core.identity import prompt_id
@@ -57,6 +61,13 @@ def make_account(config: Config, name: str, role: str) -> None:
 
 
 def show_queue(config: Config) -> None:
+    labels = config.section("labels", LabelsConfig)
+    place = labels.store_url(config.run)
+    if "://" not in place and not Path(place).exists():  # opening it would make an empty one
+        raise UserError(
+            f"no labels at {place}; `flywheel labels import` or `flywheel labels account` with this"
+            " config makes the store (a relative run.root begins in the current folder)"
+        )
     rows = [
         (task.id, task.kind, task.source, task.priority, task.open_slots, _short(task.prompt))
         for task in open_tasks(_store(config))
@@ -67,6 +78,7 @@ def show_queue(config: Config) -> None:
 
 def run_app(config: Config) -> None:
     labels = config.section("labels", LabelsConfig)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the app ends with us
     app = launch.start_app(labels.store_url(config.run), _endpoint(config), labels.port)
     try:
         print(f"labeling app: http://127.0.0.1:{labels.port}/  (Ctrl-C ends it)", flush=True)
@@ -84,6 +96,7 @@ def chat(config: Config, question: str, thumbs_down: str | None) -> None:
         raise UserError("--thumbs-down is empty; give the key under which it counts once")
     client = ChatClient(_endpoint(config))
     model = client.models()[0]
+    _check_ours(config, model)
     prompt = Message.of("user", question)
     pieces: list[str] = []
     for piece in client.stream(model, [prompt]):
@@ -97,8 +110,23 @@ def chat(config: Config, question: str, thumbs_down: str | None) -> None:
         thumbs_down, prompt_id([prompt]), rated, model, -1, "", dt.datetime.now(dt.UTC)
     )
     receipt = feedback.record_feedback(_store(config), click)
-    again = ", as before" if receipt.repeated else ""
-    print(f"thumbs-down {thumbs_down!r} is task {receipt.task_id} in the queue{again}")
+    if receipt.repeated:
+        print(f"thumbs-down {thumbs_down!r} was given before: it is task {receipt.task_id}")
+    else:
+        print(f"thumbs-down {thumbs_down!r} is task {receipt.task_id} in the queue")
+
+
+def _check_ours(config: Config, model: str) -> None:
+    """All configs have the same ports by default: another run's server is not to be taken for
+    ours."""
+    if storage.is_local(config.run.root):
+        folder = storage.local_path(config.run.root) / "models" / model
+        if not folder.is_dir():
+            raise UserError(
+                f"{_endpoint(config)} serves a model that is not of run.root ="
+                f" {config.run.root!r}; start `flywheel serve` with this config, on a serve.port"
+                " of its own"
+            )
 
 
 def _printable(text: str) -> str:

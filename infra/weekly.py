@@ -201,6 +201,7 @@ def rollback(config: Config, reason: str) -> None:
         raise UserError("--reason is empty; say why, for who reads the history")
     registry = Registry(config.run.root)
     print(f"champion is now {registry.rollback(reason)[:12]}: {reason}")
+    print(f"previous is {str(registry.pointer('previous'))[:12]}; a second rollback puts it back")
 
 
 def show(week: Week) -> None:
@@ -209,4 +210,7 @@ def show(week: Week) -> None:
     print(f"\nverdict: {week.gate.facts['verdict']}")
     for reason in week.gate.facts["reasons"]:
         print(f"- {reason}")
-    print(f"\nwritten in {week.gate.url}/decision.md; `flywheel rollback` undoes a deployment")
+    said = f"\nwritten in {week.gate.url}/decision.md"
+    if week.gate.facts["verdict"] == "promote":
+        said += "; `flywheel rollback` undoes a deployment"
+    print(said)

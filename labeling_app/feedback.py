@@ -38,6 +38,11 @@ def record_feedback(
     with store.write() as session:
         actor = require(session, who, *ROLES).name if who else SOURCE
         old = session.get(FeedbackRow, feedback.feedback_id)
+        if old is not None and old.prompt_id != feedback.prompt_id:
+            raise UserError(
+                f"feedback key {feedback.feedback_id!r} stands for another question already; give"
+                " each bad answer a key of its own"
+            )
         if old is not None:
             return FeedbackReceipt(repeated=True, task_id=old.task_id)
         task_id = add_task(session, now, actor, task)[0] if feedback.rating < 0 else None

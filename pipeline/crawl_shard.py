@@ -21,7 +21,6 @@ from pipeline.frontier import Archived, Frontier, HostBudget, Turn, logged_ends
 from pipeline.frontier_state import Entry, Host
 from pipeline.lease import Lease
 from pipeline.links import PageFacts, read_page, sitemap_links
-from pipeline.mailbox import Mailbox
 from pipeline.politeness import (
     AddressLimit,
     HostPace,
@@ -39,6 +38,7 @@ from pipeline.robots import (
     product_token,
 )
 from pipeline.seeds import read_networks
+from pipeline.shard_mail import Mailbox
 from pipeline.urls import Scope, UrlRules, canonical, shard_of, trap_of
 from pipeline.warc_writer import Original, WarcSeries
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from pipeline.core.errors import UserError
 from pipeline.frontier_log import FrontierLog, lines_of
 from pipeline.frontier_state import Entry, Host, Snapshot, Tally, read_snapshot, write_snapshot
-from pipeline.mailbox import Mailbox
 from pipeline.seen import SeenSet
+from pipeline.shard_mail import Mailbox
 
 Refusal = Callable[[str, int], str | None]
 
@@ -98,7 +98,8 @@ class Frontier:
 
     @property
     def num_waiting(self) -> int:
-        flying = sum(not turn.is_done for turn in self.in_flight.values())
+        turns = list(self.in_flight.values())  # one step: the status comes from another thread
+        flying = sum(not turn.is_done for turn in turns)
         return self.tally.num_known - self.tally.num_finished - flying
 
     @property
@@ -199,7 +200,8 @@ class Frontier:
 
     def next_turn(self) -> float | None:
         """When the next idle host may be asked, or None if none has anything waiting."""
-        return self._ready[0][0] if self._ready else None
+        first = self._ready[:1]  # one step, as above
+        return first[0][0] if first else None
 
     def release(self, turn: Turn, free_at: float) -> None:
         """The host may be asked again from `free_at` on."""

@@ -9,8 +9,8 @@ import logging
 import multiprocessing
 import os
 import signal
-import time
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool

@@ -125,8 +125,8 @@ def test_metrics_are_served_while_the_crawl_runs(tmp_path: Path) -> None:
     with served_metrics(board, port):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             assert b"flywheel_crawl_pages_total 5" in answer.read()
-        with pytest.raises(UserError, match=r"metrics_port = \d+: .*choose another"):
-            with served_metrics(board, port):
-                pass
+        taken = pytest.raises(UserError, match=r"metrics_port = \d+: .*choose another")
+        with taken, served_metrics(board, port):
+            pass
     with served_metrics(board, 0):
         assert threading.active_count() >= 1

@@ -12,7 +12,7 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.frontier import Archived, Frontier, HostBudget, Turn, logged_ends
 from pipeline.frontier_state import Entry, hostname_of
-from pipeline.mailbox import Mailbox
+from pipeline.shard_mail import Mailbox
 from pipeline.warc import WarcResponse, iter_responses
 from pipeline.warc_writer import Exchange, WarcSeries
 

@@ -23,9 +23,10 @@ Refusal = Callable[[str, int], str | None]
 
 @dataclasses.dataclass(frozen=True)
 class Archived:
-    """A response in a WARC file. `payload_sha256` is its WARC-Payload-Digest; `end` is the offset behind it; `outside`, if not empty, the host
-    beyond the scope that it redirects to; `validators` what a recrawl sends back: ETag and
-    Last-Modified, and when it was fetched."""
+    """A response in a WARC file. `payload_sha256` is its WARC-Payload-Digest; `end` is the offset
+    behind it; `outside`, if not empty, the host beyond the scope that it redirects to;
+    `validators` what a recrawl sends back: ETag and Last-Modified, and when it was fetched.
+    """
 
     status: int
     payload_sha256: str

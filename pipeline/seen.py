@@ -17,7 +17,7 @@ import xxhash
 from pipeline.core import storage
 
 Keys = npt.NDArray[np.uint64]
-_MERGE_ROWS = 1 << 18  # rows of a run looked at together while merging
+_MERGE_ROWS = 1 << 16  # rows of a run looked at together while merging
 
 
 @dataclasses.dataclass(frozen=True)

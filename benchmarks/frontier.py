@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rows import Row
 
 SCRIPT = "frontier.py"
-SCRAPY = "2.13.3"
+SCRAPY = "2.19.0"
 SEED, NUM_HOSTS, LINKS_A_PAGE = 3, 20_000, 25
 SNAPSHOT_EVERY_S = 60.0  # as in pipeline/crawl_shard.py
 MEMORY_LIMIT, DISK_LIMIT = 20.0, 200.0  # bytes a known URL
@@ -194,17 +194,25 @@ def scrapy(folder: Path, num_urls: int) -> None:
     """The scheduler with a folder: fingerprints in memory and in a file, requests on disk."""
     from scrapy import Request, Spider
     from scrapy.core.scheduler import Scheduler
+    from scrapy.utils.reactor import install_reactor
     from scrapy.utils.test import get_crawler
 
-    crawler = get_crawler(settings_dict={"JOBDIR": str(folder)})
+    install_reactor("twisted.internet.asyncioreactor.AsyncioSelectorReactor")
+    # The queues by host ask the downloader, which there is none of here: the plain ones, then.
+    queue = "scrapy.pqueues.ScrapyPriorityQueue"
+    settings = {"JOBDIR": str(folder), "SCHEDULER_PRIORITY_QUEUE": queue}
+    crawler = get_crawler(settings_dict=settings)
     spider = crawler.spider = Spider(name="peer")
     scheduler = Scheduler.from_crawler(crawler)
     scheduler.open(spider)
+    incoming, spent_s = urls(num_urls), 0.0
+    batch = _take(incoming, 1000)
     gc.collect()
     say("filling")
-    incoming, spent_s = urls(num_urls), 0.0
-    while batch := [Request(url, meta={"depth": d}) for url, d in _take(incoming, 10_000)]:
-        spent_s += timed(list, map(scheduler.enqueue_request, batch))
+    while batch:
+        requests = [Request(url, meta={"depth": depth}) for url, depth in batch]
+        spent_s += timed(list, map(scheduler.enqueue_request, requests))
+        batch = _take(incoming, 1000)
     say("filled", rate=num_urls / spent_s)
     scheduler.close("finished")
 

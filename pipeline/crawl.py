@@ -172,7 +172,7 @@ def _watch(config: CrawlConfig, shards: Sequence[ServiceHandle], board: StatusBo
             if all(shard.is_idle for shard in found):
                 if serial == calm:  # nothing came between two looks at all of them
                     break
-                calm = serial
+                calm, wait_s = serial, POLL_S[0]
             if _is_spent(config, status):
                 break
             time.sleep(wait_s)

@@ -133,8 +133,12 @@ def read_page(
     found = _Tags(charset, frozenset({"robots", agent.lower()} - {""}))
     for match in _TAG.finditer(payload):
         tag, attributes, end = match.groups()
-        if end:  # a tag that the end of the page tore says nothing
-            found.take(tag, attributes)
+        if not end:  # a tag that the end of the page tore says nothing
+            continue
+        if tag == b"a" or tag == b"A":
+            found.anchor(attributes)
+        else:
+            found.take(tag.lower(), attributes)
     base = (found.base and canonical(found.base, base_url)) or base_url
     links: list[str] = []
     if "nofollow" not in found.directives:
@@ -158,10 +162,8 @@ class _Tags:
 
     def take(self, tag: bytes, attributes: bytes) -> None:
         """Thousands of tags a page come through here: look for words first, then at attributes."""
-        if tag == b"a" or (tag := tag.lower()) in (b"a", b"area"):
-            href = _HREF.match(attributes)
-            if href and not (b"nofollow" in attributes.lower() and self._is_nofollow(attributes)):
-                self._add(href[href.lastindex or 1])
+        if tag == b"area":
+            self.anchor(attributes)
             return
         words = attributes.lower()
         if tag == b"link" and not _RELATION.search(words):
@@ -178,6 +180,19 @@ class _Tags:
             self._meta(values)
         elif not self.base:
             self.base = self._text(values.get("href", b""))
+
+    def anchor(self, attributes: bytes) -> None:
+        """<a> or <area>. All its fragments are one and the same link of a page to itself."""
+        found = _HREF.match(attributes)
+        if not found:
+            return
+        href = found[found.lastindex or 1]
+        if href[:1] == b"#":
+            href = b"#"
+        if href in self.hrefs:
+            return
+        if not (b"nofollow" in attributes.lower() and self._is_nofollow(attributes)):
+            self._add(href)
 
     def _add(self, href: bytes) -> None:
         if href and len(self.hrefs) < MAX_LINKS:

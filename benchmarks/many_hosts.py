@@ -389,7 +389,7 @@ def judge(
 
 def _possible(host: Simulated, seconds: float, arguments: argparse.Namespace) -> int:
     """Pages that the host's delay and latency leave room for, behind its robots.txt."""
-    return math.floor((seconds - host.latency_s) / (arguments.delay + host.latency_s))
+    return math.floor(seconds / (arguments.delay + host.latency_s))
 
 
 def show(report: dict[str, Any]) -> None:

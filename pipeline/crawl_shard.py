@@ -20,17 +20,15 @@ from pipeline.fetch import Conditions, Fetcher, FetchError, Page
 from pipeline.frontier import Archived, Frontier, HostBudget, Turn, logged_ends
 from pipeline.frontier_state import Entry, Host
 from pipeline.lease import Lease
-from pipeline.links import PageFacts, read_page, sitemap_links
 from pipeline.politeness import (
     AddressLimit,
     HostPace,
     PaceLimits,
-    page_policy,
-    refusal,
     retry_after_s,
 )
 from pipeline.recrawl import PAGES, Before, PreviousCrawl, write_pages
 from pipeline.resolver import CachingResolver
+from pipeline.responses import REDIRECTS, Found, ResponseReader
 from pipeline.robots import (
     MAX_ROBOTS_BYTES,
     RobotsAnswer,
@@ -42,14 +40,11 @@ from pipeline.shard_mail import Mailbox
 from pipeline.urls import Scope, UrlRules, canonical, shard_of, trap_of
 from pipeline.warc_writer import Original, WarcSeries
 
-MAX_HOPS = 10  # redirects in a row; Fetch standard allows 20
 MAX_RETRY_AFTER_S = 300.0
 KEEP_ALIVE_S = 15.0  # servers close sooner or about then
 SYNC_EVERY_S = 1.0
 SNAPSHOT_EVERY_S = 60.0
-REDIRECTS = (301, 302, 303, 307, 308)
 TRY_AGAIN = (429, 500, 502, 503, 504)
-HTML = ("text/html", "application/xhtml+xml")
 ROBOTS = "robots.json"
 
 
@@ -69,16 +64,6 @@ class ShardTask:
     @property
     def folder(self) -> Path:
         return Path(self.root) / f"shard-{self.shard:05d}"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What a response makes known. `outside`: the host that it redirects to, if beyond the scope;
-    `refusal`: why it is not to be kept."""
-
-    links: list[Entry] = dataclasses.field(default_factory=list[Entry])
-    outside: str = ""
-    refusal: str = ""
 
 
 class Crawler:
@@ -107,6 +92,7 @@ class Crawler:
         )
         self.agent = product_token(config.user_agent)
         self.rules = UrlRules(extra_parameters=tuple(config.drop_parameters))
+        self.reader = ResponseReader(config, task.scope, self.rules, self.agent)
         self.robots = RobotsCache(
             self.agent,
             self._ask_robots,
@@ -296,7 +282,7 @@ class Crawler:
         if isinstance(answer, str):
             self.frontier.drop(turn, answer)
             return None
-        found = self._read(turn.entry, answer)
+        found = self.reader.read(turn.entry, answer)
         if found.refusal:
             self.frontier.drop(turn, found.refusal, found.links)
         else:
@@ -375,44 +361,7 @@ class Crawler:
             pace = self.paces[host.name] = HostPace(self.pace_limits)
         return pace
 
-    # What a response means
-
-    def _read(self, entry: Entry, page: Page) -> "_Found":
-        """What a response makes known, and whether it may be kept."""
-        hops = entry.hops + 1
-        if page.status in REDIRECTS:
-            target = canonical(page.headers.get("location", ""), entry.url, self.rules)
-            if target is None or hops > MAX_HOPS:
-                return _Found()
-            return _Found(
-                [dataclasses.replace(entry, url=target, hops=hops)], self._outside(target)
-            )
-        if page.status != 200:
-            return _Found()
-        if entry.is_sitemap:
-            pages, sitemaps = sitemap_links(page.payload, entry.url, self.rules)
-            further = [Entry(url, 0, hops, is_sitemap=True) for url in sitemaps if hops <= MAX_HOPS]
-            return _Found([Entry(url, 0) for url in pages] + further)
-        facts = PageFacts([])
-        if page.content_type in HTML:
-            facts = read_page(page.payload, entry.url, page.charset, self.rules, self.agent)
-        policy = page_policy(
-            page.headers,
-            facts.robots_directives,
-            agent=self.agent,
-            now=page.exchange.fetched_at,
-            also_obey=self.config.also_obey,
-            tdm_meta=facts.tdm_reservation,
-        )
-        reason = refusal(policy, self.config.honour_ai_optouts, page.content_type)
-        depth = entry.depth + 1
-        links = [Entry(url, depth, priority=depth) for url in facts.links if policy.follow]
-        return _Found(links, refusal=reason or "")
-
-    def _outside(self, url: str) -> str:
-        return Entry(url, 0).host if self.task.scope.refusal(url, 0) else ""
-
-    def _archive(self, turn: Turn, page: Page, before: Before | None, found: "_Found") -> None:
+    def _archive(self, turn: Turn, page: Page, before: Before | None, found: Found) -> None:
         """WARC first, log second, rotation third: a kill between any two loses nothing."""
         digest, headers = page.exchange.body_sha256.hex(), page.headers
         fetched = page.exchange.fetched_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,64 @@
+"""What a response means to a crawl: where to go on, and whether it may be kept."""
+
+import dataclasses
+
+from pipeline.crawl_config import CrawlConfig
+from pipeline.fetch import Page
+from pipeline.frontier_state import Entry
+from pipeline.links import PageFacts, read_page, sitemap_links
+from pipeline.politeness import page_policy, refusal
+from pipeline.urls import Scope, UrlRules, canonical
+
+MAX_HOPS = 10  # redirects in a row; Fetch standard allows 20
+REDIRECTS = (301, 302, 303, 307, 308)
+HTML = ("text/html", "application/xhtml+xml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a response makes known. `outside`: the host that it redirects to, if beyond the scope;
+    `refusal`: why it is not to be kept."""
+
+    links: list[Entry] = dataclasses.field(default_factory=list[Entry])
+    outside: str = ""
+    refusal: str = ""
+
+
+class ResponseReader:
+    """Reads the responses of one crawl. `agent` is the name that robots.txt knows it by."""
+
+    def __init__(self, config: CrawlConfig, scope: Scope, rules: UrlRules, agent: str) -> None:
+        self.config, self.scope, self.rules, self.agent = config, scope, rules, agent
+
+    def read(self, entry: Entry, page: Page) -> Found:
+        """What a response makes known, and whether it may be kept."""
+        hops = entry.hops + 1
+        if page.status in REDIRECTS:
+            target = canonical(page.headers.get("location", ""), entry.url, self.rules)
+            if target is None or hops > MAX_HOPS:
+                return Found()
+            return Found([dataclasses.replace(entry, url=target, hops=hops)], self._outside(target))
+        if page.status != 200:
+            return Found()
+        if entry.is_sitemap:
+            pages, sitemaps = sitemap_links(page.payload, entry.url, self.rules)
+            further = [Entry(url, 0, hops, is_sitemap=True) for url in sitemaps if hops <= MAX_HOPS]
+            return Found([Entry(url, 0) for url in pages] + further)
+        facts = PageFacts([])
+        if page.content_type in HTML:
+            facts = read_page(page.payload, entry.url, page.charset, self.rules, self.agent)
+        policy = page_policy(
+            page.headers,
+            facts.robots_directives,
+            agent=self.agent,
+            now=page.exchange.fetched_at,
+            also_obey=self.config.also_obey,
+            tdm_meta=facts.tdm_reservation,
+        )
+        reason = refusal(policy, self.config.honour_ai_optouts, page.content_type)
+        depth = entry.depth + 1
+        links = [Entry(url, depth, priority=depth) for url in facts.links if policy.follow]
+        return Found(links, refusal=reason or "")
+
+    def _outside(self, url: str) -> str:
+        return Entry(url, 0).host if self.scope.refusal(url, 0) else ""

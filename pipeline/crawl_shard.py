@@ -297,7 +297,7 @@ class Crawler:
             with contextlib.suppress(OSError):  # the request finds out and says so
                 ip = (await self.names.addresses(turn.host.name))[0]
         now = time.monotonic()
-        if (when := self.addresses.try_start(ip, now)) > 0:
+        if (when := self.addresses.try_start(ip, turn.host.name, now)) > 0:
             self.frontier.put_back(turn, when)
             yield False
             return

@@ -77,6 +77,11 @@ class _UnaskedResponseError(aiohttp.ServerDisconnectedError):
     """The server spoke first. aiohttp takes a new connection once, as for one closed when idle."""
 
 
+class _BrokenOffError(aiohttp.ClientConnectionError):
+    """A connection that broke after the question. At aiohttp's own errors for it aiohttp asks again
+    at once, whatever the host's delay; the crawl does so in time."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Conditions:
     """What an earlier response said of itself: unchanged since, and the answer is a bare 304."""
@@ -140,7 +145,10 @@ class _Response(aiohttp.ClientResponse):
             name = connection.transport.get_extra_info("peername")
             self.peer = str(name[0]) if name else None
         protocol = connection.protocol
-        await super().start(connection)
+        try:
+            await super().start(connection)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            raise _BrokenOffError(str(error)) from error
         if self.status < 200 and protocol is not None:
             protocol.close()
         return self

@@ -5,9 +5,9 @@ import dataclasses
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from pipeline.core import storage
 from pipeline.core.errors import UserError
 
 SNAPSHOT = "snapshot.npz"
+_BLOCK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,6 +122,27 @@ class Host:
             found[first] = array.array("Q", self.held[::-1]) + found.get(first, array.array("Q"))
         return found
 
+    def sizes(self, is_asked: bool) -> list[tuple[int, int]]:
+        """(priority, how many wait) in the order of `pieces`."""
+        found = {p: len(queue) - self.heads[p] for p, queue in self.queues.items()}
+        extra = len(self.held) + is_asked
+        if extra:
+            first = min(found, default=0)
+            found = {first: found.pop(first, 0) + extra, **found}
+        return list(found.items())
+
+    def pieces(self, in_flight: int | None) -> Iterator[bytes | memoryview]:
+        """What waits, as the snapshot has it: the first queue begins with what is in flight and
+        what was held."""
+        extra = [] if in_flight is None else [in_flight]
+        extra += self.held[::-1]
+        if extra:
+            yield array.array("Q", extra).tobytes()
+        first = min(self.queues, default=0) if extra else next(iter(self.queues), 0)
+        for p in [first, *(p for p in self.queues if p != first)]:
+            if p in self.queues:
+                yield memoryview(self.queues[p])[self.heads[p] :].cast("B")
+
     def remove(self, addresses: Sequence[int]) -> None:
         """Take out what is done already."""
         gone = set(addresses)
@@ -181,32 +203,35 @@ class Snapshot:
 def write_snapshot(
     folder: Path, head: Snapshot, hosts: Mapping[str, Host], in_flight: Mapping[str, int]
 ) -> None:
-    """What is in flight counts as waiting: whoever reads this has not fetched it."""
-    rows: list[list[Any]] = []
-    addresses: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+    """What is in flight counts as waiting: whoever reads this has not fetched it. The queues are
+    written as they lie in memory, none is copied."""
+    rows: list[str] = []
+    count = 0
     for host in hosts.values():
-        waiting = host.waiting()
-        if host.name in in_flight:
-            first = min(waiting, default=0)
-            queue = waiting.get(first, array.array("Q"))
-            waiting[first] = array.array("Q", [in_flight[host.name]]) + queue
-        lengths = [[priority, len(queue)] for priority, queue in waiting.items()]
-        rows.append(
-            [host.name, host.pages, host.num_bytes, host.dropped, host.shortest_gap_s, lengths]
-        )
-        addresses += [np.frombuffer(queue, np.uint64) for queue in waiting.values()]
-    meta = {
-        "end": head.end,
-        "runs": list(head.runs),
-        "tally": head.tally.to_json(),
-        "hosts": rows,
-    }
-    with storage.atomic_file(str(folder / SNAPSHOT)) as path, path.open("wb") as file:
-        np.savez(
-            file,
-            meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
-            addresses=np.concatenate([np.zeros(0, np.uint64), *addresses]),
-        )
+        lengths = [[priority, size] for priority, size in host.sizes(host.name in in_flight)]
+        count += sum(size for _, size in lengths)
+        row = [host.name, host.pages, host.num_bytes, host.dropped, host.shortest_gap_s, lengths]
+        rows.append(json.dumps(row))
+    meta = json.dumps({"end": head.end, "runs": list(head.runs), "tally": head.tally.to_json()})
+    text = f'{meta[:-1]}, "hosts": [{",".join(rows)}]}}'.encode()
+    del rows
+    with (
+        storage.atomic_file(str(folder / SNAPSHOT)) as path,
+        zipfile.ZipFile(path, "w") as parts,
+    ):
+        with parts.open("meta.npy", "w") as file:
+            np.lib.format.write_array(file, np.frombuffer(text, np.uint8))
+        with parts.open("addresses.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<u8", "fortran_order": False, "shape": (count,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            block = bytearray()
+            for host in hosts.values():
+                for piece in host.pieces(in_flight.get(host.name)):
+                    block += piece
+                    if len(block) >= _BLOCK:
+                        file.write(block)
+                        block.clear()
+            file.write(block)
 
 
 def read_snapshot(folder: Path) -> Snapshot:
@@ -215,18 +240,28 @@ def read_snapshot(folder: Path) -> Snapshot:
     if not path.exists():
         return Snapshot()
     try:
-        with np.load(path) as data:
-            meta = json.loads(data["meta"].tobytes())
-            addresses = data["addresses"]
-        hosts = _hosts(meta["hosts"], addresses)
+        with zipfile.ZipFile(path) as parts:
+            with parts.open("meta.npy") as file:
+                meta = json.loads(np.lib.format.read_array(file).tobytes())
+            with parts.open("addresses.npy") as file:
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                hosts = list(_hosts(meta.pop("hosts"), file))
+                assert not file.read(1), "more addresses than queues"  # checks the sum, too
         return Snapshot(meta["end"], meta["runs"], Tally.of_json(meta["tally"]), hosts)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        AssertionError,
+        ValueError,
+        KeyError,
+        TypeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(f"{path} is damaged ({error}); delete {folder} to crawl anew") from None
 
 
-def _hosts(rows: Iterable[Sequence[Any]], addresses: Any) -> list[Host]:
-    hosts: list[Host] = []
-    at = 0
+def _hosts(rows: Sequence[Sequence[Any]], file: IO[bytes]) -> Iterator[Host]:
     for name, pages, num_bytes, dropped, gap, lengths in rows:
         host = Host(name)
         host.pages, host.num_bytes, host.dropped, host.shortest_gap_s = (
@@ -236,8 +271,9 @@ def _hosts(rows: Iterable[Sequence[Any]], addresses: Any) -> list[Host]:
             gap,
         )
         for priority, length in lengths:
-            host.queues[priority] = array.array("Q", addresses[at : at + length].tobytes())
+            data = file.read(8 * length)
+            if len(data) != 8 * length:
+                raise EOFError("fewer addresses than queues")
+            host.queues[priority] = array.array("Q", data)
             host.heads[priority] = 0
-            at += length
-        hosts.append(host)
-    return hosts
+        yield host

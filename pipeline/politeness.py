@@ -5,6 +5,7 @@ noai as DeviantArt and img2dataset do, TDMRep (W3C, 10 May 2024), ai.txt as Spaw
 writes it.
 """
 
+import bisect
 import dataclasses
 import datetime as dt
 import email.utils
@@ -22,6 +23,9 @@ MAX_TDM_BYTES, MAX_TDM_RULES, MAX_TDM_WILDCARDS = 64 << 10, 100, 10
 MAX_DIRECTIVE_CHARS = 8192
 LATENCY_WEIGHT = 0.3  # of the newest request in the mean
 FIRST_BACKOFF_S = 1.0
+_EAGERNESS = 0.5  # come back sooner than the mean request lets one expect
+_MIN_HINT_S = 0.02
+_PATIENCE_S = 5.0
 MAX_HINT_S = 30.0  # nobody is sent away for longer because of others who wait
 _TAKEN = frozenset({"noindex", "nofollow", "noarchive", "noai", "noimageai", "unavailable_after"})
 _WITH_VALUE = frozenset(
@@ -272,16 +276,26 @@ class HostPace:
 
 @dataclasses.dataclass(slots=True)
 class _Address:
-    """`running`: when each request now running started. `hinted_at`: the last hint given."""
+    """`running`: when each request now running started. `waiting`: who was refused, and since
+    when, the longest first; `order`: the same times; `hints`: when each was told to come back."""
 
     running: list[float]
     last_start: float = -math.inf
     mean_s: float = 0.1
-    hinted_at: float = -math.inf
+    waiting: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
+    order: list[float] = dataclasses.field(default_factory=list[float])
+    hints: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
+
+    def leave(self, who: str) -> None:
+        since = self.waiting.pop(who, None)
+        if since is not None:
+            del self.order[bisect.bisect_left(self.order, since)]
+            del self.hints[who]
 
 
 class AddressLimit:
-    """How often one IP address is asked, however many hosts share it. An idle one is forgotten."""
+    """How often one IP address is asked, however many hosts share it: who has waited longest is
+    next. An idle address is forgotten."""
 
     def __init__(self, connections_per_ip: int, delay_per_ip_s: float) -> None:
         self._most, self._gap_s = connections_per_ip, delay_per_ip_s
@@ -290,25 +304,41 @@ class AddressLimit:
     def __len__(self) -> int:
         return len(self._addresses)
 
-    def try_start(self, ip: str, now: float) -> float:
-        """0.0: go, and call `end` later. Else a time after `now` when to ask again.
-
-        Of many who wait each gets a later time, so that they do not all come back at once.
-        """
+    def try_start(self, ip: str, who: str, now: float) -> float:
+        """0.0: go, and call `end` later. Else a time after `now` when to ask again; who does not
+        come back by then loses the place in the queue."""
         self._sweep(now)
         address = self._addresses.setdefault(ip, _Address([]))
-        is_full = len(address.running) >= self._most
-        if not is_full and now >= address.last_start + self._gap_s:
+        self._forget_the_lost(address, now)
+        since = address.waiting.get(who)
+        ahead = len(address.order) if since is None else bisect.bisect_left(address.order, since)
+        free = self._most - len(address.running)
+        if ahead < free and now >= address.last_start + self._gap_s:
+            address.leave(who)
             address.running.append(now)
             address.last_start = now
             return 0.0
-        step_s = max(self._gap_s, address.mean_s / self._most, 0.001)
-        soonest = max(address.last_start + self._gap_s, now + step_s if is_full else now)
-        hint = max(soonest, address.hinted_at + step_s)
-        if hint > now + MAX_HINT_S:
-            hint = max(soonest, now + MAX_HINT_S)
-        address.hinted_at = hint
+        if since is None:
+            since = max([now, *(math.nextafter(last, math.inf) for last in address.order[-1:])])
+            address.waiting[who] = since
+            address.order.append(since)
+        hint = address.last_start + self._gap_s * (ahead + 1)
+        if ahead >= free:  # so many have to end first
+            step_s = _EAGERNESS * address.mean_s / self._most
+            hint = max(hint, now + max(_MIN_HINT_S, (ahead - free + 1) * step_s))
+        soonest = max(math.nextafter(now, math.inf), address.last_start + self._gap_s)
+        hint = max(soonest, min(hint, now + MAX_HINT_S))
+        address.hints[who] = hint
         return hint
+
+    @staticmethod
+    def _forget_the_lost(address: _Address, now: float) -> None:
+        """Whoever is first in the queue and stays away must not keep the others waiting."""
+        while address.waiting:
+            first = next(iter(address.waiting))
+            if now <= address.hints[first] + _PATIENCE_S:
+                return
+            address.leave(first)
 
     def end(self, ip: str, now: float) -> None:
         """A request that was let go is over, however it ended."""
@@ -321,8 +351,9 @@ class AddressLimit:
         """Forget idle addresses: two are looked at for each call, so none stays for long."""
         for _ in range(min(2, len(self._addresses))):
             ip, address = next(iter(self._addresses.items()))
+            self._forget_the_lost(address, now)
             is_idle = not address.running and now >= address.last_start + self._gap_s
-            if is_idle and now >= address.hinted_at:
+            if is_idle and not address.waiting:
                 del self._addresses[ip]
             else:
                 self._addresses.move_to_end(ip)

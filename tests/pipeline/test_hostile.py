@@ -165,7 +165,11 @@ def test_a_redirect_is_handed_back_and_not_followed(
 def test_no_cookie_is_kept(hostile: HostileServer) -> None:
     async def ask() -> list[int]:
         async with fetcher() as session:
-            return [(await session.get(hostile.url + "/cookie")).status for _ in range(3)]
+            found: list[int] = []
+            while len(found) < 3:  # the server closes each connection, and the fetcher says so
+                with contextlib.suppress(FetchError):
+                    found.append((await session.get(hostile.url + "/cookie")).status)
+            return found
 
     assert asyncio.run(ask()) == [302, 302, 302]
 

@@ -81,6 +81,11 @@ def show(corpus: Corpus) -> None:
     print(table(("stage", "what became of it", "number"), funnel(corpus)))
     if damaged := corpus.extract.facts["damaged"]:
         print(f"\n{table(('could not be read', 'offset', 'reason'), damaged)}")
+    if unchanged := corpus.source.facts.get("statuses", {}).get("304", 0):
+        print(
+            f"\n{unchanged:,} pages had not changed since the epoch before: their text is in that"
+            " one's corpus, not in this"
+        )
     print(f"\n{removed_lines(corpus)}")
     sizes = [
         f"{split} {corpus.shard.facts[split]['bytes']:,} bytes" for split in ("train", "heldout")

@@ -19,7 +19,7 @@ from pipeline.crawl import SUMMARY, current_output, run_crawl
 from pipeline.crawl_config import CrawlConfig
 from pipeline.crawl_service import HostResult
 from pipeline.crawl_status import CrawlStatus, read_status
-from pipeline.seeds import read_scope, read_seeds
+from pipeline.seeds import read_networks, read_scope, read_seeds
 
 REPORT = "crawl.html"
 _SILENT_S = 30.0  # a crawl that works says so every two seconds
@@ -86,6 +86,7 @@ def show_plan(config: Config) -> None:
     wish = config.section("crawl", CrawlConfig)
     seeds = read_seeds(wish)
     scope = read_scope(wish, seeds)
+    read_networks(wish)
     output = current_output(wish, config.run)
     allowed = [*scope.allowed_hosts, *(f"*.{name}" for name in scope.allowed_domains)]
     rows = [

@@ -34,7 +34,7 @@ from pipeline.core.remote import InlineRuntime, Runtime, ServiceHandle, open_run
 from pipeline.crawl_config import CrawlConfig
 from pipeline.crawl_service import CrawlService, ShardResult, ShardStatus
 from pipeline.crawl_shard import ShardTask
-from pipeline.crawl_status import CrawlStatus, StatusBoard, note, served_metrics, total_of
+from pipeline.crawl_status import STATUS, CrawlStatus, StatusBoard, note, served_metrics, total_of
 from pipeline.frontier_state import Tally
 from pipeline.recrawl import shard_name
 from pipeline.seeds import check_addresses, read_scope, read_seeds
@@ -142,10 +142,17 @@ def _crawl(
         stack.callback(_stop, shards)
         stack.enter_context(served_metrics(board, config.metrics_port))
         stack.enter_context(_sigterm_is_ctrl_c())
-        _watch(config, shards, board)
+        try:
+            _watch(config, shards, board)
+        except KeyboardInterrupt:
+            print(
+                "stopping: what is in flight may take 20 s; Ctrl-C again ends it", file=sys.stderr
+            )
+            raise
         results = [shard.call("finish") for shard in shards]
         assert board.last is not None
-        return results, dataclasses.replace(board.last, state="finished")
+        shards_now = [[shard[0], shard[1], "finished", *shard[3:]] for shard in board.last.shards]
+        return results, dataclasses.replace(board.last, state="finished", shards=shards_now)
 
 
 def _stop(shards: Sequence[ServiceHandle]) -> None:
@@ -220,6 +227,7 @@ def _commit(
         "hosts": [dataclasses.astuple(host) for result in results for host in result.hosts],
     }
     storage.write_bytes(output.path(SUMMARY), json.dumps(summary).encode())
+    storage.write_bytes(output.path(STATUS), json.dumps(summary["status"]).encode())
     return output.commit(
         [
             describe_file(output.path(name), name, total.warc_rows[warc])
@@ -246,11 +254,17 @@ def _keep_layout(folder: Path, num_shards: int) -> None:
     if not path.exists():
         storage.write_bytes(str(path), json.dumps(layout).encode())
         return
-    begun_with = json.loads(path.read_bytes())
-    if begun_with["num_shards"] != num_shards:
+    try:
+        begun_with = json.loads(path.read_bytes())
+        num_before = int(begun_with["num_shards"])
+    except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"crawl.num_shards = {num_shards}, but this crawl was begun with"
-            f" {begun_with['num_shards']}; set it back, or delete {folder} to begin anew"
+            f"{path} is damaged; delete it if crawl.num_shards is what it was"
+        ) from None
+    if num_before != num_shards:
+        raise UserError(
+            f"crawl.num_shards = {num_shards}, but this crawl was begun with {num_before}; set it"
+            f" back, or delete {folder} to begin anew"
         )
     if begun_with != layout:
         raise UserError(

@@ -70,19 +70,25 @@ class CrawlConfig(Section):
         None, gt=0, description="of the whole crawl, counted from its last start"
     )
     # How politely
-    user_agent: str = Field("FlywheelBot/0.1", pattern=r"^[!-~]+", description="robots.txt name")
-    contact: str = operational("", description="URL or e-mail that a site's owner can turn to")
+    user_agent: str = Field(
+        "FlywheelBot/0.1", pattern=r"^[!-~][ -~]*$", description="robots.txt name"
+    )
+    contact: str = operational(
+        "", pattern=r"^[ -~]*$", description="URL or e-mail that a site's owner can turn to"
+    )
     delay_s: float = operational(1.0, ge=0, description="pause between two requests to a host")
     max_delay_s: float = operational(300.0, gt=0, description="what a pause may grow to")
     latency_factor: float = operational(
         1.0, ge=0, description="a pause is at least this many times the host's mean latency"
     )
-    connections_per_ip: int = operational(8, ge=1, description="requests at a time to one address")
+    connections_per_ip: int = operational(
+        8, ge=1, description="requests of one shard at a time to one address"
+    )
     delay_per_ip_s: float = operational(
         0.0, ge=0, description="pause between two requests to one address"
     )
     honour_ai_optouts: bool = Field(
-        True, description="noai, TDM reservation and ai.txt count as refusals"
+        True, description="noai, TDM reservation and the groups of also_obey count as refusals"
     )
     also_obey: list[str] = Field(
         default_factory=list, description="further robots.txt names that bind us, such as CCBot"
@@ -101,7 +107,11 @@ class CrawlConfig(Section):
     allow_networks: list[str] = Field(
         default_factory=list, description="private networks that may be, as in 10.1.0.0/16"
     )
-    proxy: str = operational("", description="URL of an HTTP proxy; it must refuse inner addresses")
+    proxy: str = operational(
+        "",
+        pattern=r"^(https?://[!-~]+)?$",
+        description="URL of an HTTP proxy; it must refuse inner addresses",
+    )
     verify_tls: bool = operational(True, description="refuse invalid certificates")
     warc_max_bytes: int = Field(1_000_000_000, ge=1, description="then the next WARC file begins")
     lease_s: float = operational(

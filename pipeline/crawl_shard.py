@@ -41,6 +41,7 @@ from pipeline.urls import Scope, UrlRules, canonical, shard_of, trap_of
 from pipeline.warc_writer import Original, WarcSeries
 
 MAX_RETRY_AFTER_S = 300.0
+SHORT_RETRY_S = 3.0  # a robots.txt that fails is asked again so soon, or as pipeline/robots.py says
 KEEP_ALIVE_S = 15.0  # servers close sooner or about then
 SYNC_EVERY_S = 1.0
 SNAPSHOT_EVERY_S = 60.0
@@ -396,7 +397,7 @@ class Crawler:
         pace = self._pace(host)
         answer, again_s = await self._get(url, pace, host, 0, cut_at=MAX_ROBOTS_BYTES)
         attempt = 0
-        while again_s is not None and not self.is_stopping:
+        while again_s is not None and again_s <= SHORT_RETRY_S and not self.is_stopping:
             await asyncio.sleep(again_s)
             attempt += 1
             answer, again_s = await self._get(url, pace, host, attempt, cut_at=MAX_ROBOTS_BYTES)

@@ -87,6 +87,17 @@ class Frontier:
         self._num_turns = 0
         self._log = FrontierLog(folder, epoch)
         snapshot = read_snapshot(folder)
+        if snapshot.end > self._log.start:
+            raise UserError(
+                f"the log in {folder} is shorter than its snapshot says; delete {folder} to crawl"
+                " anew"
+            )
+        for name, end in snapshot.tally.warc_ends.items():
+            if bytes_in_warc(name) < end:  # it was on the disk once: no power cut took it
+                raise UserError(
+                    f"{folder / name} is gone or cut short: {end:,} bytes of it are in the log; put"
+                    f" it back, or delete {folder} to crawl anew"
+                )
         self.seen = SeenSet(folder, snapshot.runs, max_recent)
         self._restore(snapshot, bytes_in_warc)
         self._snapshot_end = self._log.end

@@ -36,6 +36,7 @@ class FrontierLog:
         self.folder = folder
         segments = _read_segments(folder)
         start = segments[-1].end if segments else 0
+        self.start = start
         path = folder / f"log-{epoch:06d}.log"
         head = json.dumps({"epoch": epoch, "start": start}).encode() + b"\n"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)

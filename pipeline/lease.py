@@ -109,6 +109,8 @@ class Lease:
             return _Written(**json.loads(storage.read_bytes(str(self.folder / "lease.json"))))
         except FileNotFoundError:
             return _Written(0, "", 0.0)
+        except (ValueError, TypeError):  # damaged from outside: the epochs' files are as good
+            return _Written(self._newest(), "", 0.0)
 
     def _write(self, expires: float) -> None:
         lease = _Written(self.epoch, socket.gethostname(), expires)

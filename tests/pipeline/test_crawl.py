@@ -362,6 +362,7 @@ class FixedResolver(NoResolver):
         ({"seeds": ["http://127.0.0.1:9/"], "allow_private": False}, "crawl.allow_private = true"),
         ({"seeds": ["http://0x7f.1:9/"], "allow_private": False}, "127.0.0.1 is 127.0.0.1"),
         ({"seeds": ["http://[::1]:9/"], "allow_private": False}, "not public"),
+        ({"seeds": ["http://localhost/"], "allow_networks": ["x"]}, "crawl.allow_networks"),
     ],
 )
 def test_mistakes_are_named_before_the_first_request(

@@ -260,6 +260,22 @@ def test_a_page_that_the_warc_lost_waits_again(frontier: Opener) -> None:
     assert "http://a/2" in work_off(g)
 
 
+def test_what_was_on_the_disk_once_and_is_gone_is_told(frontier: Opener, tmp_path: Path) -> None:
+    f = frontier()
+    f.add([Entry("http://a/1", 0)])
+    turn = f.take(0.0)
+    assert turn
+    f.archive(turn, done(), [])
+    f.snapshot()
+    with pytest.raises(UserError, match=r"x-00000.warc.gz is gone or cut short: 100 bytes"):
+        frontier(warc_bytes=99)
+    (tmp_path / "shard-00000" / "log-000001.log").write_text('{"epoch": 1, "start": 0}\n')
+    for path in (tmp_path / "shard-00000").glob("log-00000[2-9].log"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"the log in .* is shorter than its snapshot"):
+        frontier()
+
+
 def test_a_hung_predecessor_changes_nothing(frontier: Opener) -> None:
     f = frontier()
     f.add([Entry("http://a/1", 0), Entry("http://b/1", 0)])

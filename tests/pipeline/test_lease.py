@@ -97,6 +97,13 @@ def test_an_owner_on_another_host_is_waited_for_although_its_lock_is_not_seen(
     assert clock.now == pytest.approx(1060)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"epoch": 1}'])
+def test_a_damaged_lease_is_no_more_than_an_old_one(tmp_path: Path, content: str) -> None:
+    Lease(tmp_path).release()
+    (tmp_path / "lease.json").write_text(content)
+    assert Lease(tmp_path).epoch == 2
+
+
 def test_of_two_who_see_it_expired_one_waits(tmp_path: Path, monkeypatch) -> None:
     clock = Clock()
     (tmp_path / "epoch-000001").touch()  # the other has just claimed it

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = ours(num_urls)
     if not arguments.no_peer:
         rows += against_scrapy(min(num_urls, 1_000_000))
-    if not arguments.quick and not arguments.no_peer:
+    if not arguments.quick:
         record(rows)
     for r in rows:
         print(f"{r.what}: {r.ours} against {r.peer} {r.theirs} {r.unit} (ratio {r.ratio})")

@@ -277,6 +277,7 @@ def crawl(folder: Path, arguments: argparse.Namespace) -> None:
         max_retries=arguments.retries,
         retry_delay_s=min(1.0, arguments.delay),
         max_delay_s=max(5.0, 2 * arguments.delay),
+        honour_ai_optouts=False,  # two turns of each host, and none of these has such files
         allow_private=True,
     )
     started = time.monotonic()

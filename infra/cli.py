@@ -44,7 +44,7 @@ shows the traceback behind an error.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(_parser(), argv)
     try:
         arguments.handler(arguments)
     except UserError as error:
@@ -63,6 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"flywheel: {where}: {error.strerror}; check run.root", 2)
         raise
     return 0
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may stand before and behind the options."""
+    arguments, more = parser.parse_known_args(argv)
+    if strange := [word for word in more if word.startswith("-") or "=" not in word]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if more:
+        arguments.overrides += more
+    return arguments
 
 
 def _fail(line: str, status: int) -> int:
@@ -168,7 +178,7 @@ _CRAWL = """\
 Crawl [crawl]'s seeds into WARC files with CDXJ indexes, politely: robots.txt (RFC 9309), a delay
 per host, a limit per address, opt-outs. Interrupted at any moment, the same command goes on;
 finished, it writes crawl.html (what was fetched, refused and failed, by host and over time) and
-does nothing more. `flywheel crawl --status` answers from another terminal. docs/crawling.md says
+does nothing more. `flywheel crawl status` answers from another terminal. docs/crawling.md says
 how to crawl politely, and at scale."""
 _CORPUS = """\
 From a crawl, or from WARC files, to Parquet shards.
@@ -198,6 +208,8 @@ _LABELS = "What people wrote and ranked."
 def _crawl(arguments: argparse.Namespace) -> None:
     from infra import crawl_view, settings
 
+    if arguments.overrides[:1] == ["status"]:
+        arguments.status, arguments.overrides = True, arguments.overrides[1:]
     config = settings.load(arguments)
     if arguments.status:
         crawl_view.show_status(config)

@@ -66,7 +66,8 @@ def run_crawl(
             f"run.root = {run.root!r}: a crawl keeps its state in a folder (shared by all nodes of"
             " a cluster); give one, and copy its WARC files to where `ingest` finds them"
         )
-    asyncio.run(check_addresses(config, seeds, resolver))
+    for problem in asyncio.run(check_addresses(config, seeds, resolver)):
+        print(f"warning: {problem}", file=sys.stderr)
     started = time.time()
     folder = storage.local_path(output.url)
     with output.lock():
@@ -111,16 +112,16 @@ def current_output(config: CrawlConfig, run: RunConfig) -> StageOutput:
 
 def _previous(config: CrawlConfig, run: RunConfig) -> Manifest | None:
     """The finished crawl of the epoch before, whose pages this one need not fetch whole again."""
-    if config.epoch == 0 or not config.conditional:
-        return None
-    before = config.model_copy(update={"epoch": config.epoch - 1})
-    done = crawl_output(before, run, _previous(before, run)).finished()
-    if done is None:
-        raise UserError(
-            f"crawl.epoch = {config.epoch}, but epoch {before.epoch} is not finished here; crawl"
-            " that one first, or set crawl.conditional = false to fetch everything anew"
-        )
-    return done
+    previous = None
+    for epoch in range(config.epoch if config.conditional else 0):
+        before = config.model_copy(update={"epoch": epoch})
+        previous = crawl_output(before, run, previous).finished()
+        if previous is None:
+            raise UserError(
+                f"crawl.epoch = {config.epoch}, but epoch {epoch} is not finished here; crawl that"
+                " one first, or set crawl.conditional = false to fetch everything anew"
+            )
+    return previous
 
 
 def _crawl(
@@ -165,16 +166,17 @@ def _stop(shards: Sequence[ServiceHandle]) -> None:
 
 def _watch(config: CrawlConfig, shards: Sequence[ServiceHandle], board: StatusBoard) -> None:
     """Show how far it is, deal out the budget of pages, and return when it is over."""
-    limits = [config.max_pages // len(shards) or 1] * len(shards)
+    limits = [0] * len(shards)  # until each has said what it has already
     wait_s, calm = POLL_S[0], -1
     with Progress("crawl", total=0, unit="pages") as progress:
         while True:
-            found: list[ShardStatus] = [
-                shard.call("status", limit) for shard, limit in zip(shards, limits, strict=True)
-            ]
-            status = board.update(found)
+            status = board.update(
+                [shard.call("status", limit) for shard, limit in zip(shards, limits, strict=True)]
+            )
+            found = board.shards
             _show(progress, status)
-            limits = _limits(config.max_pages, found)
+            if all(shard.is_known for shard in found):
+                limits = _limits(config.max_pages, found)
             serial = sum(shard.serial for shard in found)
             if all(shard.is_idle for shard in found):
                 if serial == calm:  # nothing came between two looks at all of them
@@ -184,7 +186,7 @@ def _watch(config: CrawlConfig, shards: Sequence[ServiceHandle], board: StatusBo
                 break
             time.sleep(wait_s)
             wait_s = min(POLL_S[1], wait_s * 1.2)
-    board.update(found, "finishing")
+    board.update(board.shards, "finishing")
 
 
 def _limits(max_pages: int, shards: Sequence[ShardStatus]) -> list[int]:
@@ -312,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", required=True, help="the run's TOML file; [crawl] and [run]")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         config = load_config(args.config, args.overrides)
         manifest = run_crawl(config.section("crawl", CrawlConfig), config.run)

@@ -41,6 +41,11 @@ class ShardStatus:
     retries: dict[str, int]
     next_turn_s: float | None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it tells what the shard holds; a new owner cannot before it has read the log."""
+        return self.serial >= 0
+
 
 @dataclasses.dataclass(frozen=True)
 class HostResult:
@@ -107,7 +112,7 @@ class CrawlService:
             hosts=frontier.num_hosts_waiting,
             busy=len(frontier.in_flight),
             refused=dict(frontier.refused),
-            retries=dict(crawler.retries),
+            retries=dict(crawler.web.retries),
             next_turn_s=None if turn is None else turn - time.monotonic(),
         )
 

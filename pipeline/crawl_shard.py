@@ -9,44 +9,32 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp.abc import AbstractResolver
 
 from pipeline.core import storage
 from pipeline.crawl_config import CrawlConfig
-from pipeline.fetch import Conditions, Fetcher, FetchError, Page
+from pipeline.fetch import Conditions, Page
 from pipeline.frontier import Archived, Frontier, HostBudget, Turn, logged_ends
-from pipeline.frontier_state import Entry, Host
+from pipeline.frontier_state import Entry
 from pipeline.lease import Lease
-from pipeline.politeness import (
-    AddressLimit,
-    HostPace,
-    PaceLimits,
-    retry_after_s,
-)
+from pipeline.opt_outs import OptOutCache, OptOuts
+from pipeline.polite_fetch import PoliteFetcher
+from pipeline.politeness import AddressLimit
 from pipeline.recrawl import PAGES, Before, PreviousCrawl, write_pages
 from pipeline.resolver import CachingResolver
-from pipeline.responses import REDIRECTS, Found, ResponseReader
-from pipeline.robots import (
-    MAX_ROBOTS_BYTES,
-    RobotsAnswer,
-    RobotsCache,
-    product_token,
-)
-from pipeline.seeds import read_networks
+from pipeline.responses import Found, ResponseReader
+from pipeline.robots import product_token
+from pipeline.robots_cache import RobotsAnswer, RobotsCache
 from pipeline.shard_mail import Mailbox
 from pipeline.urls import Scope, UrlRules, canonical, shard_of, trap_of
 from pipeline.warc_writer import Original, WarcSeries
 
-MAX_RETRY_AFTER_S = 300.0
-SHORT_RETRY_S = 3.0  # a robots.txt that fails is asked again so soon, or as pipeline/robots.py says
-KEEP_ALIVE_S = 15.0  # servers close sooner or about then
 SYNC_EVERY_S = 1.0
 SNAPSHOT_EVERY_S = 60.0
-TRY_AGAIN = (429, 500, 502, 503, 504)
-ROBOTS = "robots.json"
+ROBOTS, OPT_OUTS = "robots.json", "opt-outs.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,27 +74,27 @@ class Crawler:
             self._refusal,
             Mailbox(Path(task.root), task.shard, task.num_shards, shard_of, lease.epoch),
             lambda name: WarcSeries.size(task.folder, name),
-            config.max_pages,
+            0,  # the driver deals out config.max_pages
             HostBudget(
                 config.max_pages_per_host, config.max_bytes_per_host, config.max_seconds_per_host
             ),
         )
+        self.web = PoliteFetcher(config, self.lease.check)
         self.agent = product_token(config.user_agent)
         self.rules = UrlRules(extra_parameters=tuple(config.drop_parameters))
         self.reader = ResponseReader(config, task.scope, self.rules, self.agent)
         self.robots = RobotsCache(
             self.agent,
-            self._ask_robots,
+            self._ask_rules,
             time.time,
             also_obey=tuple(config.also_obey),
             max_wait_s=config.max_robots_wait_s,
         )
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            self.robots.restore(json.loads(storage.read_bytes(str(task.folder / ROBOTS))))
-        self.paces: dict[str, HostPace] = {}
-        self.pace_limits = PaceLimits(config.delay_s, config.max_delay_s, config.latency_factor)
+        self.opt_outs = OptOutCache(self.agent, self._ask_rules, time.time)
+        for cache, name in ((self.robots, ROBOTS), (self.opt_outs, OPT_OUTS)):
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+                cache.restore(json.loads(storage.read_bytes(str(task.folder / name))))
         self.addresses = AddressLimit(config.connections_per_ip, config.delay_per_ip_s)
-        self.retries: Counter[str] = Counter()
         self._attempts: dict[int, int] = {}  # of URLs that are tried again, by address
         self.is_stopping = self.has_begun = False
         self._synced_at = self._saved_at = time.monotonic()
@@ -123,23 +111,8 @@ class Crawler:
 
     async def run(self, names: AbstractResolver) -> None:
         """Fetch until `ask_to_stop`; others may find work for this shard at any time."""
-        config = self.config
         self.names = CachingResolver(names)
-        agent = f"{config.user_agent} (+{config.contact})" if config.contact else config.user_agent
-        async with Fetcher(
-            user_agent=agent,
-            max_bytes=config.max_bytes,
-            timeout_s=config.timeout_s,
-            min_bytes_per_s=config.min_bytes_per_s,
-            accept_types=tuple(config.accept_types),
-            allow_private=config.allow_private,
-            allow_networks=read_networks(config),
-            num_connections=config.concurrency,
-            proxy=config.proxy or None,
-            verify_tls=config.verify_tls,
-            keepalive_s=KEEP_ALIVE_S if config.delay_s < KEEP_ALIVE_S else 0.0,
-            resolver=self.names,
-        ) as self.fetcher:
+        async with self.web.connected(self.names):
             self._begin()
             self.has_begun = True
             try:
@@ -205,7 +178,7 @@ class Crawler:
 
     def ask_to_stop(self) -> None:
         """Take nothing more; `run` returns once what is in flight has ended."""
-        self.is_stopping = True
+        self.is_stopping = self.web.is_stopping = True
         self._changed.set()
 
     def finish(self) -> None:
@@ -217,8 +190,8 @@ class Crawler:
         """Write down all that a successor would otherwise work out or ask again."""
         self.series.sync()
         self.frontier.snapshot()
-        state = json.dumps(self.robots.state()).encode()
-        storage.write_bytes(str(self.task.folder / ROBOTS), state)
+        for cache, name in ((self.robots, ROBOTS), (self.opt_outs, OPT_OUTS)):
+            storage.write_bytes(str(self.task.folder / name), json.dumps(cache.state()).encode())
         self._saved_at = time.monotonic()
 
     def close(self) -> None:
@@ -231,59 +204,82 @@ class Crawler:
 
     async def _visit(self, turn: Turn) -> None:
         """One turn of a host: its URL ends as archived or as dropped, or waits for the next."""
-        url, pace = turn.entry.url, self._pace(turn.host)
+        url = turn.entry.url
         rules = self.robots.get(url)
         if rules is None:
-            async with self._address(turn) as free:
-                if free:
-                    await self._ask_rules(turn, pace)
+            await self._learn(turn, self._read_robots)
             return
         if rules.retry_at is not None:
             wait_s = max(0.1, rules.retry_at - time.time())
             self.frontier.put_back(turn, time.monotonic() + wait_s)
             return
-        if reason := rules.refusal(url):
+        reason = rules.refusal(url)
+        opt_outs = None
+        if reason is None and self.config.honour_ai_optouts:
+            opt_outs = self.opt_outs.get(url)
+            if opt_outs is None:
+                await self._learn(turn, self.opt_outs.fetch)
+                return
+            reason = None if turn.entry.is_sitemap else opt_outs.refusal(url)
+        if reason:
             self.frontier.drop(turn, reason)
             self.frontier.release(turn, turn.host.free_at)
             return
-        pace.robots_delay_s = rules.delay_s
+        self.web.pace(turn.host).robots_delay_s = rules.delay_s
+        await self._take(turn, opt_outs)
+
+    async def _learn(self, turn: Turn, ask: Callable[[str], Awaitable[None]]) -> None:
+        """Ask for what the origin says of itself; the URL waits for the host's next turn. Hosts
+        have one request at a time, so nobody else asks for the same."""
+        async with self._address(turn) as free:
+            if free:
+                await ask(turn.entry.url)
+                rules = self.robots.get(turn.entry.url)
+                delay_s = rules.delay_s if rules else 0.0
+                pause_s = max(self.web.pace(turn.host).delay_s, delay_s)
+                if rules and rules.refusal(turn.entry.url):
+                    pause_s = 0.0
+                self.frontier.put_back(turn, time.monotonic() + pause_s)
+
+    async def _read_robots(self, url: str) -> None:
+        rules = await self.robots.fetch(url)
+        if self.config.sitemaps:
+            found = [canonical(sitemap, url, self.rules) for sitemap in rules.sitemaps]
+            self.frontier.add(Entry(url, 0, is_sitemap=True) for url in found if url)
+
+    async def _ask_rules(self, url: str) -> RobotsAnswer | None:
+        return await self.web.get_rules(url, self.frontier.host(Entry(url, 0).host))
+
+    async def _take(self, turn: Turn, opt_outs: OptOuts | None) -> None:
+        """Fetch the URL, if its address may be asked now."""
         async with self._address(turn) as free:
             if not free:
                 return
             again_s = None
             try:
-                again_s = await self._fetch(turn, pace)
+                again_s = await self._fetch(turn, opt_outs)
             finally:
                 now = time.monotonic()
                 if again_s is None:
                     self._attempts.pop(turn.address, None)
-                    self.frontier.release(turn, now + pace.delay_s)
+                    self.frontier.release(turn, now + self.web.pace(turn.host).delay_s)
                 else:
                     self.frontier.put_back(turn, now + again_s)
 
-    async def _ask_rules(self, turn: Turn, pace: HostPace) -> None:
-        """Hosts have one request at a time, so nobody else asks for the same."""
-        url = turn.entry.url
-        rules = await self.robots.fetch(url)
-        if self.config.sitemaps:
-            found = [canonical(sitemap, url, self.rules) for sitemap in rules.sitemaps]
-            self.frontier.add(Entry(url, 0, is_sitemap=True) for url in found if url)
-        pause_s = 0.0 if rules.refusal(url) else max(pace.delay_s, rules.delay_s)
-        self.frontier.put_back(turn, time.monotonic() + pause_s)
-
-    async def _fetch(self, turn: Turn, pace: HostPace) -> float | None:
+    async def _fetch(self, turn: Turn, opt_outs: OptOuts | None) -> float | None:
         """One try. Seconds until the next one; None if the URL is done with."""
         url = turn.entry.url
         before = self.previous.find(url) if self.previous else None
         attempt = self._attempts.get(turn.address, 0)
-        answer, again_s = await self._get(url, pace, turn.host, attempt, before=before)
+        conditions = Conditions(before.etag, before.modified) if before else None
+        answer, again_s = await self.web.get(url, turn.host, attempt, conditions=conditions)
         if again_s is not None:
             self._attempts[turn.address] = attempt + 1
             return again_s
         if isinstance(answer, str):
             self.frontier.drop(turn, answer)
             return None
-        found = self.reader.read(turn.entry, answer)
+        found = self.reader.read(turn.entry, answer, opt_outs)
         if found.refusal:
             self.frontier.drop(turn, found.refusal, found.links)
         else:
@@ -306,61 +302,6 @@ class Crawler:
             yield True
         finally:
             self.addresses.end(ip, time.monotonic())
-
-    async def _get(
-        self,
-        url: str,
-        pace: HostPace,
-        host: Host,
-        attempt: int,
-        *,
-        before: Before | None = None,
-        cut_at: int | None = None,
-    ) -> tuple[Page | str, float | None]:
-        """The response, or the reason why there is none; and seconds until another try, if one
-        may help."""
-        self._note_start(host)
-        conditions = Conditions(before.etag, before.modified) if before else None
-        types = None if cut_at is None else ()
-        asked_s = 0.0
-        try:
-            answer: Page | str = await self.fetcher.get(
-                url, cut_at=cut_at, conditions=conditions, accept_types=types
-            )
-        except FetchError as error:
-            answer, reason, again = error.reason, error.reason, error.transient
-            if again:
-                pace.failed()
-        else:
-            asked_s = _retry_after(answer)
-            reason = f"status {answer.status}"
-            again = answer.status in TRY_AGAIN and asked_s <= MAX_RETRY_AFTER_S
-            if answer.status in (429, 503):
-                pace.failed(asked_s)
-            else:
-                pace.succeeded(answer.elapsed_s)
-        if not again or attempt >= self.config.max_retries:
-            return answer, None
-        self.retries[reason] += 1
-        return answer, max(pace.delay_s, self.config.retry_delay_s * 2**attempt, asked_s)
-
-    def _note_start(self, host: Host) -> None:
-        """For the report: the shortest time between the beginnings of two requests to a host."""
-        self.lease.check()
-        now = time.monotonic()
-        if host.first_asked is None:
-            host.first_asked = now
-        else:
-            gap = now - host.last_asked
-            if host.shortest_gap_s is None or gap < host.shortest_gap_s:
-                host.shortest_gap_s = gap
-        host.last_asked = now
-
-    def _pace(self, host: Host) -> HostPace:
-        pace = self.paces.get(host.name)
-        if pace is None:
-            pace = self.paces[host.name] = HostPace(self.pace_limits)
-        return pace
 
     def _archive(self, turn: Turn, page: Page, before: Before | None, found: Found) -> None:
         """WARC first, log second, rotation third: a kill between any two loses nothing."""
@@ -391,28 +332,6 @@ class Crawler:
         self.frontier.archive(turn, item, found.links)
         self.series.rotate_if_full()
 
-    async def _ask_robots(self, url: str) -> RobotsAnswer | None:
-        """With a retry or two at once; then the host waits for longer (pipeline/robots.py)."""
-        host = self.frontier.host(Entry(url, 0).host)
-        pace = self._pace(host)
-        answer, again_s = await self._get(url, pace, host, 0, cut_at=MAX_ROBOTS_BYTES)
-        attempt = 0
-        while again_s is not None and again_s <= SHORT_RETRY_S and not self.is_stopping:
-            await asyncio.sleep(again_s)
-            attempt += 1
-            answer, again_s = await self._get(url, pace, host, attempt, cut_at=MAX_ROBOTS_BYTES)
-        if isinstance(answer, str):
-            return None
-        moved = answer.status in REDIRECTS
-        target = canonical(answer.headers.get("location", ""), url) if moved else None
-        return RobotsAnswer(answer.status, answer.payload, target, _retry_after(answer))
-
 
 def _original(before: Before) -> Original:
     return Original(before.url, before.fetched, bytes.fromhex(before.sha256))
-
-
-def _retry_after(page: Page) -> float:
-    """Seconds that a response asks us to wait; 0 if it does not."""
-    value = page.headers.get("retry-after", "")
-    return retry_after_s(value, page.exchange.fetched_at) or 0.0 if value else 0.0

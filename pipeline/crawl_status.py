@@ -58,12 +58,22 @@ class StatusBoard:
         self.folder, self.max_pages = folder, max_pages
         self.started = time.time()
         self.timeline: list[list[float]] = []
+        self.shards: list[ShardStatus] = []  # as last told; a new owner's as its predecessor's
         self._gap_s = 1.0
         self.last: CrawlStatus | None = None
         self._written_at = 0.0
 
     def update(self, shards: Sequence[ShardStatus], state: str = "crawling") -> CrawlStatus:
         now = time.time()
+        before = {shard.shard: shard for shard in self.shards if shard.is_known}
+        self.shards = shards = [
+            shard
+            if shard.is_known or shard.shard not in before
+            else dataclasses.replace(
+                before[shard.shard], state=shard.state, is_idle=False, busy=0, next_turn_s=None
+            )
+            for shard in shards
+        ]
         total = total_of([shard.tally for shard in shards])
         gone = now - self.started
         if not self.timeline or gone - self.timeline[-1][0] >= self._gap_s:

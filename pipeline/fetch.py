@@ -7,10 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime as dt
-import errno
-import functools
 import socket
-import ssl
 import time
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
@@ -24,62 +21,32 @@ from yarl import URL
 
 from pipeline.archived_response import charset_of, mime_type
 from pipeline.encoding import BodyTooLargeError, decode_body
+from pipeline.fetch_failures import (
+    BrokenOffError,
+    FetchError,
+    UnaskedResponseError,
+    classify_failure,
+)
 from pipeline.resolver import (
     AddressInfo,
-    AddressRefusedError,
     CachingResolver,
     Network,
     ReachableAddresses,
     SocketFactory,
     any_socket,
     guarded_socket,
-    is_public,
     may_reach,
 )
 from pipeline.warc_writer import Exchange
+from pipeline.wire_heads import request_head, response_head
 
-__all__ = [
-    "AddressInfo",
-    "AddressRefusedError",
-    "Conditions",
-    "FetchError",
-    "Fetcher",
-    "Page",
-    "guarded_socket",
-    "is_public",
-]
+__all__ = ["Conditions", "FetchError", "Fetcher", "Page"]
 
 ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.5"
 ACCEPT_ENCODING = "gzip, deflate, br, zstd"
 _MAX_HEADER_BYTES = 32 << 10  # for one line; policies of 20 kB are met with
 _MAX_HEADERS = 256
 _CONNECT_S = 10.0  # for one address, TLS included
-_JOINED = frozenset(["cache-control", "content-encoding", "link", "vary", "x-robots-tag"])
-_OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_HTTP11 = aiohttp.HttpVersion11
-
-
-class FetchError(Exception):
-    """No whole response. `reason` is what is counted; `transient`: another try may help.
-
-    Reasons: "address refused", "dns", "connection", "proxy", "tls", "timeout", "too slow",
-    "too large", "incomplete", "protocol", "content type", and "no sockets" when this machine's
-    own limit is reached.
-    """
-
-    def __init__(self, reason: str, detail: str, *, transient: bool) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.transient = transient
-
-
-class _UnaskedResponseError(aiohttp.ServerDisconnectedError):
-    """The server spoke first. aiohttp takes a new connection once, as for one closed when idle."""
-
-
-class _BrokenOffError(aiohttp.ClientConnectionError):
-    """A connection that broke after the question. At aiohttp's own errors for it aiohttp asks again
-    at once, whatever the host's delay; the crawl does so in time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +97,7 @@ class _Request(aiohttp.ClientRequest):
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
         if conn.protocol is None or conn.protocol.should_close:
-            raise _UnaskedResponseError("a response before the request")
+            raise UnaskedResponseError("a response before the request")
         return await super().send(conn)
 
 
@@ -148,7 +115,7 @@ class _Response(aiohttp.ClientResponse):
         try:
             await super().start(connection)
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            raise _BrokenOffError(str(error)) from error
+            raise BrokenOffError(str(error)) from error
         if self.status < 200 and protocol is not None:
             protocol.close()
         return self
@@ -267,7 +234,7 @@ class Fetcher:
         except TimeoutError:
             raise FetchError("timeout", f"over {self.timeout_s} s", transient=True) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _classify(error) from error
+            raise classify_failure(error) from error
 
     async def _get(
         self, url: str, cut_at: int | None, conditions: Conditions | None, types: tuple[str, ...]
@@ -279,7 +246,7 @@ class Fetcher:
             fetched_at = dt.datetime.now(dt.UTC)
             if response.status < 200:
                 raise FetchError("protocol", f"status {response.status}", transient=False)
-            head, headers = _headers(response)
+            head, headers = response_head(response)
             _check_type(response.status, headers, types)
             if cut_at is None and not response.content.at_eof():  # a 304 has none
                 self._check_length(headers)
@@ -293,7 +260,7 @@ class Fetcher:
         )
         assert isinstance(response, _Response)
         ip = None if self.proxy else response.peer
-        exchange = Exchange(url, fetched_at, ip, _request(response), head, body)
+        exchange = Exchange(url, fetched_at, ip, request_head(response), head, body)
         truncated = is_cut or decoded.truncated
         return Page(exchange, response.status, headers, decoded.body, elapsed_s, truncated)
 
@@ -367,71 +334,3 @@ def _check_type(status: int, headers: dict[str, str], types: tuple[str, ...]) ->
     found = mime_type(headers.get("content-type", "")) if types and status == 200 else ""
     if found and not found.startswith(types):
         raise FetchError("content type", found, transient=False)
-
-
-def _headers(response: aiohttp.ClientResponse) -> tuple[bytes, dict[str, str]]:
-    """The header block as it came, and as a dict. The body is no longer in chunks, so that header
-    changes its name in the block, as in Common Crawl's files."""
-    version = response.version or _HTTP11
-    reason = (response.reason or "").encode("latin-1", errors="replace")
-    lines = [b"HTTP/%d.%d %d %b" % (version.major, version.minor, response.status, reason)]
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in response.raw_headers:
-        name = _name(raw_name)
-        try:
-            value = raw_value.decode()
-        except UnicodeDecodeError:
-            value = raw_value.decode("latin-1")
-        if name in _JOINED and name in headers:
-            # An agent named in one X-Robots-Tag must not take over the directives of the next.
-            between = "\n" if name == "x-robots-tag" else ", "
-            value = f"{headers[name]}{between}{value}"
-        headers[name] = value
-        prefix = b"X-Crawl-" if name == "transfer-encoding" else b""
-        lines.append(prefix + raw_name + b": " + raw_value)
-    return b"\r\n".join([*lines, b"", b""]), headers
-
-
-@functools.lru_cache(4096)
-def _name(raw: bytes) -> str:
-    return raw.decode("latin-1").lower()
-
-
-def _request(response: aiohttp.ClientResponse) -> bytes:
-    """What aiohttp wrote; a test holds it against what a server read."""
-    info = response.request_info
-    lines = [f"GET {info.url.raw_path_qs} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in info.headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1", errors="replace")
-
-
-def _classify(error: Exception) -> FetchError:
-    """The class under which a failure is counted."""
-    inner = getattr(error, "os_error", None)
-    if isinstance(error, AddressRefusedError) or isinstance(inner, AddressRefusedError):
-        return FetchError("address refused", str(inner or error), transient=False)
-    detail = f"{type(error).__name__}: {error}"
-    if isinstance(error, aiohttp.InvalidURL) and "canonical IPv4" in str(error):
-        return FetchError("address refused", detail, transient=False)
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        unknown = isinstance(inner, OSError) and inner.errno == socket.EAI_NONAME
-        return FetchError("dns", detail, transient=not unknown)
-    if isinstance(error, aiohttp.ClientHttpProxyError | aiohttp.ClientProxyConnectionError):
-        return FetchError("proxy", detail, transient=True)
-    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return FetchError("tls", detail, transient=False)
-    if isinstance(error, aiohttp.ClientPayloadError) and not _is_malformed(error):
-        return FetchError("incomplete", detail, transient=True)
-    if isinstance(error, _UnaskedResponseError):
-        return FetchError("protocol", detail, transient=False)
-    if isinstance(error, OSError) and error.errno in _OUR_LIMITS:
-        return FetchError("no sockets", detail, transient=True)
-    if isinstance(error, aiohttp.ClientConnectionError | OSError):
-        return FetchError("connection", detail, transient=True)
-    return FetchError("protocol", detail, transient=False)
-
-
-def _is_malformed(error: aiohttp.ClientPayloadError) -> bool:
-    """Not merely broken off: what else aiohttp says depends on where the packets end."""
-    cause = error.__cause__
-    return isinstance(cause, HttpProcessingError) and "Not enough data" not in cause.message

@@ -249,7 +249,11 @@ def _referenced(found: re.Match[str]) -> str:
     if name := found[3]:
         return html.entities.html5.get(name + found[4], found[0])
     digits = found[1] or found[2]
-    return html.unescape(f"&#{'x' if found[1] else ''}{digits};") if len(digits) < 9 else "\ufffd"
+    number = int(digits, 16 if found[1] else 10) if len(digits) < 9 else 0
+    if 0x80 <= number < 0xA0:  # windows-1252's, by a table of the standard's
+        return html.unescape(f"&#{number};")
+    is_character = 0 < number <= 0x10FFFF and not 0xD800 <= number < 0xE000
+    return chr(number) if is_character else "\ufffd"
 
 
 def charset_of(payload: bytes, header: str | None) -> str:

@@ -6,6 +6,7 @@ from pipeline.crawl_config import CrawlConfig
 from pipeline.fetch import Page
 from pipeline.frontier_state import Entry
 from pipeline.links import PageFacts, read_page, sitemap_links
+from pipeline.opt_outs import OptOuts
 from pipeline.politeness import page_policy, refusal
 from pipeline.urls import Scope, UrlRules, canonical
 
@@ -30,8 +31,9 @@ class ResponseReader:
     def __init__(self, config: CrawlConfig, scope: Scope, rules: UrlRules, agent: str) -> None:
         self.config, self.scope, self.rules, self.agent = config, scope, rules, agent
 
-    def read(self, entry: Entry, page: Page) -> Found:
-        """What a response makes known, and whether it may be kept."""
+    def read(self, entry: Entry, page: Page, opt_outs: OptOuts | None = None) -> Found:
+        """What a response makes known, and whether it may be kept. `opt_outs`: of its origin, if
+        they count."""
         hops = entry.hops + 1
         if page.status in REDIRECTS:
             target = canonical(page.headers.get("location", ""), entry.url, self.rules)
@@ -54,8 +56,11 @@ class ResponseReader:
             now=page.exchange.fetched_at,
             also_obey=self.config.also_obey,
             tdm_meta=facts.tdm_reservation,
+            tdm_origin=opt_outs.tdmrep.reserved(entry.url) if opt_outs else None,
         )
         reason = refusal(policy, self.config.honour_ai_optouts, page.content_type)
+        if reason is None and opt_outs is not None:
+            reason = opt_outs.refusal(entry.url, page.content_type)
         depth = entry.depth + 1
         links = [Entry(url, depth, priority=depth) for url in facts.links if policy.follow]
         return Found(links, refusal=reason or "")

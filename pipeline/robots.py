@@ -1,31 +1,24 @@
 """robots.txt by RFC 9309: what an origin allows, from the status and body of its answer.
 
 Only the groups that bind us are kept, so neither a file's other groups nor a hostile file cost
-memory or time; protego reads and matches their rules. RobotsCache knows when to ask (again).
+memory or time; protego reads and matches their rules.
 """
 
 import codecs
 import dataclasses
 import re
-import zlib
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from protego import Protego
 
 MAX_ROBOTS_BYTES = 500 * 1024  # RFC 9309 §2.5: parse at least this much
-MAX_ROBOTS_REDIRECTS = 5  # §2.3.1.2
 MAX_CRAWL_DELAY_S = 3600.0
 MAX_RULE_CHARS = 4096  # no URL that we ask for is longer
 MAX_WILDCARDS = 3000  # of one group: 30 ms a URL at worst; whole real files have at most 1,179
-ROBOTS_TTL_S = 24 * 3600.0  # §2.4
-FIRST_RETRY_S, MAX_RETRY_S = 60.0, 3600.0  # doubled from the one to the other
 REFUSED, REFUSED_AI, TOO_SLOW = "robots", "ai opt-out: robots", "robots crawl-delay"
 UNREACHABLE = "robots unreachable"
-_STATE_VERSION = 1
-_ENTRY_BYTES = 600  # what a known origin takes besides its text, measured
 _LINE_END = re.compile(r"\r\n?|\n")
 # Python and protego break lines at these too, RFC 9309 does not; in a URL they are escaped.
 _NO_LINE_END = re.compile("[\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
@@ -110,7 +103,7 @@ def rules_for(status: int, body: bytes, agent: str, also_obey: Sequence[str] = (
         return unreachable(agent)
     if status >= 300:
         return RobotsRules(agent, allow_all=True)
-    return _rules_of(*binding_text(body, agent, also_obey), agent, also_obey)
+    return rules_of(*binding_text(body, agent, also_obey), agent, also_obey)
 
 
 def unreachable(agent: str, retry_at: float | None = None) -> RobotsRules:
@@ -145,7 +138,7 @@ def binding_text(
     return "\n".join(lines), (*oddities, "rules cut") if is_cut else oddities
 
 
-def _rules_of(
+def rules_of(
     text: str, oddities: tuple[str, ...], agent: str, also_obey: Sequence[str]
 ) -> RobotsRules:
     """The rules in a binding text."""
@@ -253,177 +246,3 @@ def _bounded(rules: Iterable[tuple[str, str]]) -> tuple[list[str], bool]:
         else:
             lines.append(f"{field}: {value}".rstrip())
     return lines, is_cut
-
-
-@dataclasses.dataclass(frozen=True)
-class RobotsAnswer:
-    """`location`: the absolute URL that a redirect points to. `retry_after_s`: of a 429 or 503."""
-
-    status: int
-    body: bytes
-    location: str | None = None
-    retry_after_s: float = 0.0
-
-
-@dataclasses.dataclass(slots=True)
-class _Origin:
-    """`packed`: the binding text, compressed; None: no rules were ever had. Times: the clock's."""
-
-    fetched_at: float
-    packed: bytes | None
-    oddities: tuple[str, ...] = ()
-    failures: int = 0
-    failing_since: float = 0.0
-    retry_at: float | None = None
-
-
-class RobotsCache:
-    """The rules of each origin: asked for once a day, and again with back-off where in vain.
-
-    Of every known origin the compressed binding text is kept (0.3 kB a real file), up to
-    `max_bytes` in all; parsed (13 kB a file) those of the last used whose texts have
-    `max_parsed_chars`. The least recently used are forgotten. Not for two concurrent `fetch` of
-    one origin.
-    """
-
-    def __init__(
-        self,
-        agent: str,
-        ask: Callable[[str], Awaitable[RobotsAnswer | None]],
-        clock: Callable[[], float],
-        *,
-        also_obey: Sequence[str] = (),
-        max_wait_s: float = 6 * 3600.0,
-        max_bytes: int = 64 << 20,
-        max_parsed_chars: int = 2_000_000,
-    ) -> None:
-        """`ask` gives None where no answer is to be had; `clock` counts seconds.
-
-        For `restore` to make sense the clock must go on over restarts, as time.time does.
-        `max_wait_s`: how long an origin without rules is asked again before its URLs are dropped.
-        """
-        self.agent, self.also_obey, self._ask, self._clock = agent, tuple(also_obey), ask, clock
-        self._max_wait_s, self._max_bytes = max_wait_s, max_bytes
-        self._max_parsed_chars = max_parsed_chars
-        self._known: OrderedDict[str, _Origin] = OrderedDict()
-        self._parsed: OrderedDict[str, tuple[RobotsRules, int]] = OrderedDict()
-        self._num_bytes = self._num_parsed_chars = 0
-        self._allow_all = RobotsRules(agent, allow_all=True)
-
-    def get(self, url: str) -> RobotsRules | None:
-        """What is known of the URL's origin; None: `fetch` it."""
-        where = robots_url(url)
-        known = self._known.get(where)
-        if known is None:
-            return None
-        self._known.move_to_end(where)
-        now = self._clock()
-        if known.retry_at is None:
-            is_due = not 0 <= now - known.fetched_at < ROBOTS_TTL_S
-        else:
-            is_due = not known.retry_at - ROBOTS_TTL_S <= now < known.retry_at
-        return None if is_due else self._rules(where, known)
-
-    async def fetch(self, url: str) -> RobotsRules:
-        """Ask the URL's origin, redirects followed.
-
-        Rules that can no longer be had go on to hold (RFC 9309 §2.3.1.4, §2.4). Those that never
-        could have `retry_at`, until `max_wait_s` after the first try.
-        """
-        where = origin = robots_url(url)
-        answer = await self._ask(where)
-        for _hop in range(MAX_ROBOTS_REDIRECTS):
-            if answer is None or answer.location is None:
-                break
-            answer = await self._ask(answer.location)
-        if answer is not None and is_answer(answer.status):
-            known = self._learnt(answer)
-        else:
-            known = self._failed(self._known.get(origin), answer.retry_after_s if answer else 0.0)
-        self._keep(origin, known)
-        return self._rules(origin, known)
-
-    def _learnt(self, answer: RobotsAnswer) -> _Origin:
-        body = answer.body if answer.status < 300 else b""
-        text, oddities = binding_text(body, self.agent, self.also_obey)
-        return _Origin(self._clock(), _packed(text), oddities)
-
-    def _failed(self, before: _Origin | None, retry_after_s: float) -> _Origin:
-        now = self._clock()
-        known = dataclasses.replace(before) if before else _Origin(now, None)
-        since = known.failing_since if known.failures else now
-        known.failures, known.failing_since = known.failures + 1, since
-        wait_s = min(MAX_RETRY_S, FIRST_RETRY_S * 2.0 ** min(known.failures - 1, 30))
-        known.retry_at = now + min(MAX_RETRY_S, max(wait_s, retry_after_s))
-        if known.packed is None:
-            give_up_at = since + self._max_wait_s
-            known.retry_at = min(known.retry_at, give_up_at) if now < give_up_at else None
-            known.fetched_at = now
-        return known
-
-    def _rules(self, where: str, known: _Origin) -> RobotsRules:
-        if known.packed is None:
-            return unreachable(self.agent, known.retry_at)
-        if not known.packed and not known.oddities:
-            return self._allow_all
-        if found := self._parsed.get(where):
-            self._parsed.move_to_end(where)
-            return found[0]
-        text = _unpacked(known.packed)
-        rules = _rules_of(text, known.oddities, self.agent, self.also_obey)
-        self._parsed[where] = rules, len(text)
-        self._num_parsed_chars += len(text)
-        while self._num_parsed_chars > self._max_parsed_chars and len(self._parsed) > 1:
-            self._num_parsed_chars -= self._parsed.popitem(last=False)[1][1]
-        return rules
-
-    def _keep(self, where: str, known: _Origin) -> None:
-        self._forget(where)
-        self._known[where] = known
-        self._num_bytes += _ENTRY_BYTES + len(known.packed or b"")
-        while self._num_bytes > self._max_bytes and len(self._known) > 1:
-            self._forget(next(iter(self._known)))
-
-    def _forget(self, where: str) -> None:
-        if known := self._known.pop(where, None):
-            self._num_bytes -= _ENTRY_BYTES + len(known.packed or b"")
-        if found := self._parsed.pop(where, None):
-            self._num_parsed_chars -= found[1]
-
-    def state(self) -> dict[str, Any]:
-        """All that is known, for JSON, the least recently used first."""
-        return {
-            "version": _STATE_VERSION,
-            "agent": self.agent,
-            "also_obey": list(self.also_obey),
-            "origins": {
-                where: [
-                    known.fetched_at,
-                    None if known.packed is None else _unpacked(known.packed),
-                    list(known.oddities),
-                    known.failures,
-                    known.failing_since,
-                    known.retry_at,
-                ]
-                for where, known in self._known.items()
-            },
-        }
-
-    def restore(self, state: dict[str, Any]) -> int:
-        """Take over what `state` gave; how many origins it was. 0 if it was another agent's."""
-        ours = {"version": _STATE_VERSION, "agent": self.agent, "also_obey": list(self.also_obey)}
-        if {key: state.get(key) for key in ours} != ours:
-            return 0
-        for where, (at, text, oddities, failures, since, retry_at) in state["origins"].items():
-            packed = None if text is None else _packed(text)
-            self._keep(where, _Origin(at, packed, tuple(oddities), failures, since, retry_at))
-        return len(self._known)
-
-
-def _packed(text: str) -> bytes:
-    """Empty for no rules at all, which most origins have."""
-    return zlib.compress(text.encode(errors="replace"), 6) if text else b""
-
-
-def _unpacked(packed: bytes) -> str:
-    return zlib.decompress(packed).decode() if packed else ""

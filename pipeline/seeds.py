@@ -1,5 +1,6 @@
 """Where a crawl begins: the seeds, checked before the first request, so that a mistake shows."""
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,8 @@ from pipeline.resolver import Network, SystemResolver, may_reach
 from pipeline.urls import Scope, canonical, registrable_domain
 
 _PORTS = {"http:": 80, "https:": 443}
+_LOOKUPS = 100  # of seeds' names, at a time
+_SHOWN = 5
 
 
 def read_seeds(config: CrawlConfig) -> list[str]:
@@ -75,29 +78,54 @@ def read_networks(config: CrawlConfig) -> tuple[Network, ...]:
 
 async def check_addresses(
     config: CrawlConfig, urls: Iterable[str], resolver: AbstractResolver | None
-) -> None:
-    """Raises UserError for a seed whose host has no address, or none that may be reached. Behind
-    a proxy names and addresses are the proxy's business."""
-    networks = read_networks(config)
+) -> list[str]:
+    """What is wrong with the seeds whose hosts have no address or none that may be reached: the
+    crawl will count them. Raises UserError if that is all of them. Behind a proxy names and
+    addresses are the proxy's business."""
+    hosts = {} if config.proxy else {_hostname(url): _port(url) for url in urls}
     resolver = resolver or SystemResolver()
-    for url in [] if config.proxy else urls:
-        name, parsed = _hostname(url), ada_url.URL(url)
-        port = int(parsed.port or _PORTS[str(parsed.protocol)])
-        addresses = [name.strip("[]")]
-        if not _is_address(addresses[0]):
-            try:
-                found = await resolver.resolve(name, port, socket.AF_UNSPEC)
-            except OSError as error:
-                raise UserError(
-                    f"crawl.seeds: host {name!r} does not resolve ({error.strerror or error});"
-                    " check its spelling and the network"
-                ) from None
-            addresses = [answer["host"] for answer in found]
-        if not config.allow_private and not any(may_reach(a, networks) for a in addresses):
-            raise UserError(
-                f"crawl.seeds: {name} is {addresses[0]}, an address that is not public; if that is"
-                " meant, set crawl.allow_private = true or name its network in crawl.allow_networks"
+    networks, turns = read_networks(config), asyncio.Semaphore(_LOOKUPS)
+
+    async def problem(name: str, port: int) -> str | None:
+        async with turns:
+            return await _problem(config, networks, resolver, name, port)
+
+    found = await asyncio.gather(*(problem(name, port) for name, port in hosts.items()))
+    problems = [said for said in found if said]
+    if problems and len(problems) == len(hosts):
+        raise UserError(problems[0])
+    shown = problems[:_SHOWN]
+    return shown + [f"… and {len(problems) - _SHOWN:,} seeds more"] * (len(problems) > _SHOWN)
+
+
+async def _problem(
+    config: CrawlConfig,
+    networks: Sequence[Network],
+    resolver: AbstractResolver,
+    name: str,
+    port: int,
+) -> str | None:
+    addresses = [name.strip("[]")]
+    if not _is_address(addresses[0]):
+        try:
+            answers = await resolver.resolve(name, port, socket.AF_UNSPEC)
+        except OSError as error:
+            return (
+                f"crawl.seeds: host {name!r} does not resolve ({error.strerror or error});"
+                " check its spelling and the network"
             )
+        addresses = [answer["host"] for answer in answers]
+    if config.allow_private or any(may_reach(address, networks) for address in addresses):
+        return None
+    return (
+        f"crawl.seeds: {name} is {addresses[0]}, an address that is not public; if that is"
+        " meant, set crawl.allow_private = true or name its network in crawl.allow_networks"
+    )
+
+
+def _port(url: str) -> int:
+    parsed = ada_url.URL(url)
+    return int(parsed.port or _PORTS[str(parsed.protocol)])
 
 
 def _hostname(url: str) -> str:

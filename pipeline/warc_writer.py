@@ -24,7 +24,7 @@ from isal import igzip_lib
 from pipeline import cdxj
 from pipeline.core import storage
 
-GZIP_LEVEL = 1  # ISA-L's: 3 times as fast as zlib's level 1 on real pages, and as small
+GZIP_LEVEL = 1  # ISA-L's; against zlib's, in speed and size: benchmarks/crawl_choices.py
 Profile = Literal["identical-payload-digest", "server-not-modified"]
 
 _WARC = ".warc.gz"

@@ -19,6 +19,7 @@ class Progress:
         self.done = 0
         self.skipped = 0
         self.note = ""
+        self._shown: tuple[int, str] | None = None
         self.started = self.last_shown = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -52,6 +53,7 @@ class Progress:
 
     def _show(self, end: str) -> None:
         self.last_shown = time.monotonic()
+        self._shown = self.done, self.note
         start = "\x1b[2K" if self.live else ""
         print(start + self.line(), end=end, file=self.stream, flush=True)
 
@@ -61,7 +63,8 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.total or self.done:
+        is_new = self.live or self._shown != (self.done, self.note)
+        if (self.total or self.done) and is_new:
             self._show(end="\n")
 
 

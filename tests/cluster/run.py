@@ -23,7 +23,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import hosts
-import web
 import yaml
 from warcio.archiveiterator import ArchiveIterator
 
@@ -31,6 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(REPOSITORY))
 
 from pipeline.core.manifest import Manifest, read_manifest  # noqa: E402 - found by the line above
+from tests import known_web as web  # noqa: E402
 
 CLUSTER_FILE = "infra/cluster-local.yaml"
 NUM_SHARDS = 3
@@ -182,8 +182,10 @@ class Scenario:
         return max(workers, key=lambda host: by[host.address])
 
     def fetched(self) -> Counter[str]:
-        """URL (no robots.txt) -> how often the site was asked for it."""
-        return Counter(line["url"] for line in self.requests() if not _is_robots(line["url"]))
+        """URL (of pages) -> how often the site was asked for it."""
+        return Counter(
+            line["url"] for line in self.requests() if not web.is_origin_file(line["url"])
+        )
 
     def requests(self) -> list[dict[str, str]]:
         """What the site was asked for so far: `at` (seconds), `url`, `by` (address)."""
@@ -207,7 +209,7 @@ class Scenario:
 
     def check_requests(self) -> None:
         """Who asked, and whether only what was in flight at the loss was asked for again."""
-        pages = [line for line in self.requests() if not _is_robots(line["url"])]
+        pages = [line for line in self.requests() if not web.is_origin_file(line["url"])]
         by = Counter(line["by"] for line in pages)
         if by[self.addresses[0]]:
             raise WrongError(f"the head asked for {by[self.addresses[0]]} pages; it has no CPU")
@@ -229,7 +231,7 @@ def _config() -> str:
     """The run's file."""
     crawl = {
         "num_shards": NUM_SHARDS,
-        "seeds": [web.SEED],
+        "seeds": [f"http://{web.HOSTS[0]}/"],
         "allowed_hosts": list(web.HOSTS),
         "allow_private": True,
         "delay_s": DELAY_S,
@@ -246,7 +248,7 @@ def _config() -> str:
 
 def archived(manifest: Manifest) -> tuple[set[tuple[str, str]], int]:
     """(URL, sha256 of the payload) of every response and revisit, and how many records hold them;
-    read with warcio. The files of robots.txt are no pages."""
+    read with warcio. robots.txt and its like are no pages."""
     pairs: set[tuple[str, str]] = set()
     by_digest: dict[str, str] = {}
     revisits: list[tuple[str, str]] = []
@@ -256,7 +258,7 @@ def archived(manifest: Manifest) -> tuple[set[tuple[str, str]], int]:
             for record in ArchiveIterator(file):
                 url = record.rec_headers.get_header("WARC-Target-URI") or ""
                 digest = record.rec_headers.get_header("WARC-Payload-Digest") or ""
-                if record.rec_type not in ("response", "revisit") or _is_robots(url):
+                if record.rec_type not in ("response", "revisit") or web.is_origin_file(url):
                     continue
                 num_records += 1
                 if record.rec_type == "revisit":
@@ -275,10 +277,6 @@ def difference(found: set[tuple[str, str]], truth: dict[str, str]) -> str:
     changed = sorted({url for url, digest in found if truth.get(url, digest) != digest})
     parts = (("missing", missing), ("too many", surplus), ("of other content", changed))
     return "; ".join(f"{len(urls)} {what}: {urls[:5]}" for what, urls in parts if urls)
-
-
-def _is_robots(url: str) -> bool:
-    return url.endswith("/robots.txt")
 
 
 def _end(text: str, num_lines: int = 40) -> str:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -24,32 +23,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """run.py as a module, found as when it runs: beside its siblings."""
     monkeypatch.syspath_prepend(str(HERE))
     return importlib.import_module("run")
-
-
-def test_the_truth_is_what_the_links_in_the_html_reach(script: ModuleType) -> None:
-    """A second walk, over hrefs found in the bytes that are served."""
-    from lxml import html
-
-    web = script.web
-    site = web.build_web()
-    reached: set[str] = set()
-    waiting = [web.SEED]
-    while waiting:
-        url = waiting.pop()
-        if url in reached or "/private/" in url:
-            continue
-        reached.add(url)
-        answer = web.answer_to(site, url)
-        waiting += [answer.location] if answer.location else []
-        if answer.status == 200:
-            waiting += html.fromstring(answer.body).xpath("//a/@href")
-    truth = web.truth(site)
-    assert truth.keys() == reached
-    # Per host: all numbered pages, /moved and /missing; neither the orphan nor /private/.
-    assert len(truth) == len(web.HOSTS) * (web.PAGES_A_HOST + 2)
-    assert {urlsplit(url).hostname for url in truth} == set(web.HOSTS)
-    assert not {url for url in truth if "orphan" in url or "private" in url}
-    assert web.build_web() == site
 
 
 def _record(kind: str, url: str, body: bytes) -> bytes:

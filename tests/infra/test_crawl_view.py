@@ -11,7 +11,9 @@ import pytest
 
 from infra.demo_site import DemoSite
 from pipeline.core.errors import UserError
-from pipeline.crawl_status import CrawlStatus, metrics, read_status
+from pipeline.crawl_service import ShardStatus
+from pipeline.crawl_status import CrawlStatus, StatusBoard, metrics, read_status, served_metrics
+from pipeline.frontier_state import Tally
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -113,8 +115,6 @@ def test_metrics_are_served_while_the_crawl_runs(tmp_path: Path) -> None:
     import urllib.error
     import urllib.request
 
-    from pipeline.crawl_status import StatusBoard, served_metrics
-
     board = StatusBoard(tmp_path, 10)
     board.last = _status()
     import socket
@@ -130,3 +130,33 @@ def test_metrics_are_served_while_the_crawl_runs(tmp_path: Path) -> None:
             pass
     with served_metrics(board, 0):
         assert threading.active_count() >= 1
+
+
+def _shard(number: int, serial: int, archived: int = 0, state: str = "crawling") -> ShardStatus:
+    return ShardStatus(
+        shard=number,
+        epoch=1,
+        state=state,
+        is_idle=False,
+        serial=serial,
+        tally=Tally(num_known=2 * archived, num_archived=archived),
+        num_waiting=archived,
+        hosts=1,
+        busy=1,
+        refused={},
+        retries={},
+        next_turn_s=None,
+    )
+
+
+def test_a_shard_between_two_owners_is_shown_as_it_was(tmp_path: Path) -> None:
+    """Or the budget of pages would be dealt out twice."""
+    board = StatusBoard(tmp_path, 100)
+    assert board.update([_shard(0, 5, 30), _shard(1, -1)]).num_archived == 30
+    assert [shard.is_known for shard in board.shards] == [True, False]
+    board.update([_shard(0, 5, 30), _shard(1, 9, 40)])
+    status = board.update([_shard(0, 6, 31), _shard(1, -1, state="waiting for its lease")])
+    assert status.num_archived == 71
+    assert status.shards[1][2:] == ["waiting for its lease", 40, 40]
+    assert all(shard.is_known for shard in board.shards)
+    assert status.busy == 1

@@ -2,13 +2,8 @@
 
 import gzip
 import json
-import random
-import threading
-import time
-import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -25,135 +20,11 @@ from pipeline.core.records import Document, read_records
 from pipeline.core.remote import InlineRuntime
 from pipeline.extract import ExtractConfig, run_extract
 from pipeline.ingest import IngestConfig, run_ingest
-from pipeline.ranges import RangeClient, RangeError
-from pipeline.warc import WarcDamage, WarcResponse, iter_responses
+from pipeline.warc import WarcResponse, iter_responses
+from tests.pipeline import common_crawl_server
+from tests.pipeline.common_crawl_server import NUM_RECORDS, Archive
 
-NUM_FILES, NUM_RECORDS = 3, 40
-
-
-class Archive(ThreadingHTTPServer):
-    """data.commoncrawl.org and its index server in one; `faults` of the ranges fail at first."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.index: list[str] = []
-        self.page_size = 25
-        self.faults = 0.0
-        self.is_down = False
-        self.gives_ranges = True
-        self.delay_s = 0.0
-        self.asked: list[tuple[str, str]] = []
-        self.agents: set[str] = set()
-        self.failed: Counter[str] = Counter()
-        self.rng = random.Random(5)
-        self.guard = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/"
-
-    def fault(self, what: str) -> str | None:
-        with self.guard:
-            if self.is_down:
-                return "503"
-            if self.rng.random() >= self.faults or self.failed[what] >= 3:
-                return None
-            self.failed[what] += 1
-            return self.rng.choice(
-                ["503", "429", "cut", "other range", "too long", "short", "reset"]
-            )
-
-    def whole(self, path: str) -> int:
-        """How often a file was asked for, more than its first byte."""
-        return sum(found == path and span != "bytes=0-0" for found, span in self.asked)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Archive
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None: ...
-
-    def do_GET(self) -> None:
-        path, _, query = self.path.partition("?")
-        span = self.headers.get("Range", "")
-        self.server.agents.add(self.headers.get("User-Agent", ""))
-        with self.server.guard:
-            self.server.asked.append((path, span))
-        time.sleep(self.server.delay_s)
-        fault = self.server.fault(self.path + span)
-        if fault in ("503", "429"):
-            self.answer(int(fault), b"<Code>SlowDown</Code>")
-        elif fault == "reset":
-            self.close_connection = True
-        elif path == "/CC-TEST-index":
-            self.search(dict(urllib.parse.parse_qsl(query)))
-        elif path.lstrip("/") not in self.server.files:
-            self.answer(404, b"")
-        else:
-            self.give(self.server.files[path.lstrip("/")], span, fault)
-
-    def search(self, query: dict[str, str]) -> None:
-        host = query["url"].removeprefix("*.").removesuffix("/*")
-        found = [line for line in self.server.index if f"//{host}/" in line or host == "all"]
-        size = self.server.page_size
-        if "showNumPages" in query:
-            return self.answer(200, json.dumps({"pages": -(-len(found) // size)}).encode())
-        start = int(query["page"]) * size
-        lines = "\n".join(found[start : start + size])
-        return self.answer(200 if lines else 404, lines.encode())
-
-    def give(self, data: bytes, span: str, fault: str | None) -> None:
-        if not span or not self.server.gives_ranges:
-            return self.answer(200, data)
-        first, last = map(int, span.removeprefix("bytes=").split("-"))
-        if first >= len(data):
-            return self.answer(416, b"", f"bytes */{len(data)}")
-        last = min(last, len(data) - 1)
-        if fault == "other range" and last + 1 < len(data):
-            first, last = first + 1, last + 1
-        body = data[first : last + 1]
-        place = f"bytes {first}-{last}/{len(data)}"
-        if fault == "cut":
-            return self.answer(206, body, place, cut=len(body) // 2)
-        if fault == "short":
-            body = body[:-1]
-        return self.answer(206, body + b"x" * 9 * (fault == "too long"), place)
-
-    def answer(self, status: int, body: bytes, place: str = "", cut: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", '"1"')
-        if place:
-            self.send_header("Content-Range", place)
-        self.end_headers()
-        self.wfile.write(body[:cut])
-        self.close_connection = cut is not None
-
-
-@pytest.fixture
-def archive(warc_record: Callable[..., bytes]) -> Iterator[Archive]:
-    """Three WARC files of forty records of three sites, and their index."""
-    with Archive() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        rng = random.Random(1)
-        for number in range(NUM_FILES):
-            name, data = f"crawl/{number}.warc.gz", b""
-            for record in range(NUM_RECORDS):
-                url = f"http://{rng.choice('abc')}.test/{number}/{record}"
-                text = f"<p>{number} {record}</p>".encode() + rng.randbytes(rng.randrange(2000))
-                member = warc_record(url, text)
-                fields = {"url": url, "filename": name, "offset": str(len(data))}
-                server.index.append(json.dumps({**fields, "length": str(len(member))}))
-                data += member
-            server.files[name] = data
-        yield server
-        server.shutdown()
-        thread.join()
+archive = common_crawl_server.archive  # the fixture
 
 
 def config(archive: Archive, **more: object) -> IngestConfig:
@@ -391,7 +262,7 @@ def test_requests_cover_what_lies_together() -> None:
     assert rejected == {"bad": 1, "named twice": 1, "overlaps another": 1}
 
 
-# ------------------------------------------------------------------------------- by paths, HTTP
+# ------------------------------------------------------------------------------------ by paths
 
 
 def test_a_paths_file(archive: Archive, run: RunConfig) -> None:
@@ -416,72 +287,6 @@ def test_files_told_apart_by_their_etag_are_not_read(archive: Archive, run: RunC
     assert archive.whole("/crawl/0.warc.gz") == 0
     assert manifest.files[0].num_bytes == len(archive.files["crawl/0.warc.gz"])
     assert len(responses(manifest)) == NUM_RECORDS
-
-
-@pytest.mark.parametrize("gives_ranges", [True, False])
-def test_the_same_items_over_http_as_from_disk(
-    archive: Archive, shared_data: Callable[[str], Path], gives_ranges: bool
-) -> None:
-    archive.gives_ranges = gives_ranges
-    archive.faults = 0.3
-    client = RangeClient(backoff_s=0.001, rng=random.Random(2))
-    for folder in ("resiliparse-warc", "warcio-testdata"):
-        for path in shared_data(f"crawl/{folder}").rglob("*arc*.*"):
-            if path.is_file() and path.suffix != ".bad":
-                archive.files[path.name] = path.read_bytes()
-                here = list(iter_responses(str(path)))
-                there = list(iter_responses(archive.url + path.name, client=client))
-                assert len(here) == len(there), path.name
-                for ours, theirs in zip(here, there, strict=True):
-                    if isinstance(ours, WarcDamage):
-                        assert isinstance(theirs, WarcDamage)
-                        assert (ours.offset, ours.reason) == (theirs.offset, theirs.reason)
-                    else:
-                        assert ours == theirs
-
-
-def test_a_file_of_many_blocks(archive: Archive, warc_record: Callable[..., bytes]) -> None:
-    rng = random.Random(4)
-    bodies = [rng.randbytes(rng.randrange(3_000_000)) for _ in range(12)]
-    archive.files["big"] = b"".join(warc_record(f"http://h/{i}", b) for i, b in enumerate(bodies))
-    assert len(archive.files["big"]) > 3 * (4 << 20)
-    archive.faults = 0.3
-    client = RangeClient(backoff_s=0.001)
-    found = list(iter_responses(archive.url + "big", client=client))
-    assert [item.payload for item in found if isinstance(item, WarcResponse)] == bodies
-    archive.faults = 0.0
-    client = RangeClient(backoff_s=0, max_attempts=2)
-    items = iter_responses(archive.url + "big", client=client)
-    next(items)
-    archive.is_down = True
-    with pytest.raises(RangeError, match="status-503"):  # no damage of the file's
-        list(items)
-    with pytest.raises(RangeError, match="status-503"):
-        list(iter_responses(archive.url + "big", client=client))
-
-
-def test_a_range_is_exact_however_the_server_fails(archive: Archive) -> None:
-    data = archive.files["crawl/0.warc.gz"]
-    archive.faults = 0.7
-    client = RangeClient(backoff_s=0, sleep=lambda _: None)
-    for _ in range(60):
-        start = archive.rng.randrange(len(data) - 1)
-        length = archive.rng.randrange(1, len(data) - start)
-        found = client.read(archive.url + "crawl/0.warc.gz", start, length)
-        assert found == data[start : start + length]
-    with pytest.raises(RangeError, match="beyond the end"):
-        client.read(archive.url + "crawl/0.warc.gz", len(data) - 5, 6)
-
-
-def test_waits_double_with_jitter_and_as_long_as_the_server_asks(archive: Archive) -> None:
-    archive.is_down = True
-    waits: list[float] = []
-    client = RangeClient(max_attempts=6, rng=random.Random(3), sleep=waits.append)
-    with pytest.raises(RangeError, match="status-503") as caught:
-        client.read(archive.url + "crawl/0.warc.gz", 0, 10)
-    assert caught.value.busy
-    assert len(waits) == 5
-    assert all(2**i / 2 <= wait_s <= 2**i for i, wait_s in enumerate(waits))
 
 
 # --------------------------------------------------------------------------------- WET, mistakes

@@ -20,6 +20,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.manifest import Manifest
 from pipeline.crawl import CrawlConfig, run_crawl
 from pipeline.warc import WarcResponse, iter_responses
+from tests.known_web import ORIGIN_FILES
 
 NUM_HOSTS, NUM_PAGES = 7, 60
 
@@ -164,8 +165,9 @@ def test_any_number_of_shards_finds_the_same_set(
     assert identity(manifest) == truth(web)
     assert manifest.counts.dropped == {"robots": NUM_HOSTS}
     assert manifest.counts.rows_in == len(web.urls) + NUM_HOSTS
-    assert sum(path.endswith("/robots.txt") for path, _ in web.asked) == NUM_HOSTS
-    assert len(web.asked) == len(web.urls) + NUM_HOSTS
+    of_origins = [path for path, _ in web.asked if path.endswith(ORIGIN_FILES)]
+    assert len(of_origins) == len(set(of_origins)) == NUM_HOSTS * len(ORIGIN_FILES)
+    assert len(web.asked) == len(web.urls) + len(of_origins)
     assert len({entry.name.partition("/")[0] for entry in manifest.files}) >= min(2, num_shards)
     asked = len(web.asked)
     assert run_crawl(config(web, num_shards=num_shards), run) == manifest
@@ -180,6 +182,17 @@ def test_the_number_of_shards_may_not_change_midway(web: Web, tmp_path: Path) ->
         run_crawl(config(web, max_pages=5, num_shards=2), run)
 
 
+def test_the_budget_holds_over_restarts(web: Web, tmp_path: Path) -> None:
+    """What a shard has already counts before anybody fetches on."""
+    run = RunConfig(root=str(tmp_path / "data"), workers=1)
+    done = run_crawl(config(web, num_shards=3, max_pages=60), run)
+    (Path(done.url) / "manifest.json").unlink()
+    asked = len(web.asked)
+    again = run_crawl(config(web, num_shards=3, max_pages=60), run)
+    assert again.counts.rows_out == done.counts.rows_out
+    assert len(web.asked) == asked
+
+
 def test_the_budget_of_pages_is_kept_by_all_shards_together(web: Web, tmp_path: Path) -> None:
     run = RunConfig(root=str(tmp_path / "data"), workers=1)
     manifest = run_crawl(config(web, num_shards=3, max_pages=100), run)
@@ -188,20 +201,17 @@ def test_the_budget_of_pages_is_kept_by_all_shards_together(web: Web, tmp_path: 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("backend", ["local", "ray"])
-def test_killed_workers_lose_nothing(web: Web, tmp_path: Path, backend: Any, monkeypatch) -> None:
+def test_killed_actors_lose_nothing(web: Web, tmp_path: Path, monkeypatch: Any) -> None:
+    """Child processes: test_known_web.py."""
     pids: list[int] = []
-    made: list[Any] = []
-    for kind in (remote.PoolRuntime, remote.RayRuntime):
-        whole = kind.service
+    whole = remote.RayRuntime.service
 
-        def service(self: Any, *args: Any, whole: Any = whole) -> Any:
-            handle = whole(self, *args)
-            made.append(handle)
-            pids.append(handle.call("process"))
-            return handle
+    def service(self: Any, *args: Any) -> Any:
+        handle = whole(self, *args)
+        pids.append(handle.call("process"))
+        return handle
 
-        monkeypatch.setattr(kind, "service", service)
+    monkeypatch.setattr(remote.RayRuntime, "service", service)
     chance = random.Random(1)
 
     def kill() -> None:
@@ -223,11 +233,11 @@ def test_killed_workers_lose_nothing(web: Web, tmp_path: Path, backend: Any, mon
     killed: list[int] = []
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    run = RunConfig(root=str(tmp_path / "data"), backend=backend, workers=3)
+    run = RunConfig(root=str(tmp_path / "data"), backend="ray", workers=3)
     manifest = run_crawl(config(web, num_shards=3, delay_s=0.02), run)
     assert len(killed) >= 3
     assert identity(manifest) == truth(web)
-    pages = [path for path, _ in web.asked if not path.endswith("robots.txt")]
+    pages = [path for path, _ in web.asked if not path.endswith(ORIGIN_FILES)]
     # At most the requests in flight at a kill (one a host) are made twice.
     assert len(pages) <= len(web.urls) + NUM_HOSTS * len(killed)
 
@@ -264,5 +274,5 @@ def test_a_week_later_what_has_not_changed_costs_little(web: Web, tmp_path: Path
 
 
 def test_an_epoch_without_the_one_before_is_refused(web: Web, run: RunConfig) -> None:
-    with pytest.raises(UserError, match=r"crawl.epoch = 1, but epoch 0 is not finished here"):
-        run_crawl(config(web, epoch=1), run)
+    with pytest.raises(UserError, match=r"crawl.epoch = 5, but epoch 0 is not finished here"):
+        run_crawl(config(web, epoch=5), run)

@@ -97,6 +97,7 @@ def test_meta_nofollow_and_long_urls() -> None:
             ["?a=1&b=2&copy=3©AB<&nosuch;"],
         ),
         ("<a href='?&#99999999999999999999;&#0;&#xD800;'>", ["?\ufffd\ufffd\ufffd"]),
+        ("<a href='?x&#1;&#x7f;&#xfdd0;&#150;&#x81;'>", ["?x\x01\x7f\ufdd0\u2013\x81"]),
     ],
 )
 def test_markup(markup: str, hrefs: list[str]) -> None:

@@ -6,65 +6,27 @@ import gzip
 import hashlib
 import io
 import random
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fastwarc.stream_io import BrotliWriter, Lz4Writer, ZstdWriter
+from fastwarc.stream_io import Lz4Writer, ZstdWriter
 from fastwarc.warc import ArchiveIterator as FastReader
 from warcio.archiveiterator import ArchiveIterator as WarcioReader
 
 from pipeline import warc
 from pipeline.archived_response import UNKNOWN_TIME
-from pipeline.encoding import BodyTooLargeError, Decoded, decode_body
-from pipeline.warc import WarcDamage, WarcResponse, iter_responses
-from pipeline.warc_writer import Exchange, Place, WarcSeries
-
-AT = dt.datetime(2026, 3, 1, 12, 30, 15, 250_000, tzinfo=dt.UTC)
-PAGES = [b"<p>page %d</p>" % i + random.Random(i).randbytes(700) for i in range(5)]
-
-
-def member(
-    uri: str,
-    payload: bytes,
-    extra: bytes = b"",
-    length: int | None = None,
-    *,
-    status_line: bytes = b"HTTP/1.1 200 OK",
-    content_type: bytes = b"text/html; charset=UTF-8",
-    date: str = "2026-03-01T12:30:15Z",
-    more: str = "",
-) -> bytes:
-    """One response record, uncompressed."""
-    block = status_line + b"\r\nContent-Type: " + content_type + b"\r\n" + extra
-    block += b"\r\n" + payload
-    head = (
-        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {uri}\r\n"
-        f"WARC-Date: {date}\r\nWARC-Record-ID: <urn:uuid:{uri[-1:]}>\r\n{more}"
-        "Content-Type: application/http; msgtype=response\r\n"
-        f"Content-Length: {len(block) if length is None else length}\r\n\r\n"
-    )
-    return head.encode() + block + b"\r\n\r\n"
-
-
-def archive(compress: bool) -> list[bytes]:
-    records = [member(f"http://h/{i}", payload) for i, payload in enumerate(PAGES)]
-    return [gzip.compress(record) for record in records] if compress else records
-
-
-def read(path: Path, data: bytes, **limits: int) -> tuple[list[WarcResponse], list[WarcDamage]]:
-    path.write_bytes(data)
-    items = list(iter_responses(str(path), **limits))
-    responses = [item for item in items if isinstance(item, WarcResponse)]
-    return responses, [item for item in items if isinstance(item, WarcDamage)]
-
-
-def numbers(responses: list[WarcResponse]) -> list[int]:
-    """Which pages were read, after a check that each is read as it was written."""
-    found = [int(response.url[-1]) for response in responses]
-    assert [response.payload for response in responses] == [PAGES[i] for i in found]
-    return found
+from pipeline.warc import WarcResponse, iter_responses
+from pipeline.warc_writer import Place, WarcSeries
+from tests.pipeline.small_warc import (
+    PAGES,
+    archive,
+    corrupt,
+    member,
+    numbers,
+    read,
+)
+from tests.pipeline.written_warc import AT, exchange
 
 
 @pytest.mark.parametrize("compress", [True, False])
@@ -85,10 +47,6 @@ def test_a_whole_file(tmp_path: Path, compress: bool) -> None:
         payload_sha256=hashlib.sha256(PAGES[0]).hexdigest(),
         truncated=False,
     )
-
-
-def corrupt(record: bytes, at: int, length: int) -> bytes:
-    return record[:at] + bytes(b ^ 0xFF for b in record[at : at + length]) + record[at + length :]
 
 
 @pytest.mark.parametrize("compress", [True, False])
@@ -254,91 +212,6 @@ def test_headers_of_all_kinds(tmp_path: Path) -> None:
         assert len(damage) == 1
 
 
-# ------------------------------------------------------------------------------------- ARC, WET
-
-
-def arc_record(number: int, length: int | None = None, version: int = 1) -> bytes:
-    block = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n" + PAGES[number]
-    more = "200 - - 0 x.arc " if version == 2 else ""
-    size = len(block) if length is None else length
-    head = f"http://h/{number} 127.0.0.1 20080102030405 text/html {more}{size}\n"
-    return head.encode() + block + b"\n"
-
-
-ARC_HEAD = b"filedesc://x.arc 0.0.0.0 20080102030405 text/plain 5\n1 0 X\n"
-
-
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("compress", [True, False])
-def test_arc_files(tmp_path: Path, compress: bool, version: int) -> None:
-    parts = [ARC_HEAD, *(arc_record(i, version=version) for i in range(5))]
-    members = [gzip.compress(part) for part in parts] if compress else parts
-    responses, damage = read(tmp_path / "a.arc", b"".join(members))
-    assert numbers(responses) == [0, 1, 2, 3, 4]
-    assert damage == []
-    assert [r.offset for r in responses] == [sum(map(len, members[: i + 1])) for i in range(5)]
-    assert {r.fetched_at for r in responses} == {dt.datetime(2008, 1, 2, 3, 4, 5, tzinfo=dt.UTC)}
-    responses, damage = read(tmp_path / "a.arc", gzip.compress(b"".join(parts)))
-    assert (numbers(responses), damage) == ([0, 1, 2, 3, 4], [])
-
-
-@pytest.mark.parametrize("compress", [True, False])
-def test_a_damaged_place_in_an_arc_file_costs_one_record_at_most(
-    tmp_path: Path, compress: bool
-) -> None:
-    parts = [ARC_HEAD, *(arc_record(i) for i in range(5))]
-    too_long, too_short = arc_record(2, length=5000), arc_record(2, length=700)
-    if compress:
-        parts = [gzip.compress(part) for part in parts]
-        too_long, too_short = gzip.compress(too_long), gzip.compress(too_short)
-    z, a, b, c, d, e = parts
-    junk = b"garbage\n" * 100
-    cases = {
-        "torn last record": (z + a + b + c + d + e[:-30], [0, 1, 2, 3]),
-        "torn head": (z + a + b + c + d + e[:15], [0, 1, 2, 3]),
-        "junk in the middle": (z + a + b + junk + c + d + e, [0, 1, 2, 3, 4]),
-        "piece missing": (z + a + b + c[:200] + d + e, [0, 1, 3, 4]),
-        "says too much": (z + a + b + too_long + d + e, [0, 1, 3, 4]),
-    }
-    if compress:
-        cases["flipped bytes"] = (z + a + b + corrupt(c, 60, 9) + d + e, [0, 1, 3, 4])
-        cases["wrong crc"] = (z + a + b + corrupt(c, len(c) - 6, 1) + d + e, [0, 1, 3, 4])
-        cases["no description"] = (corrupt(z, 12, 9) + a + b, [0, 1])
-    for name, (data, readable) in cases.items():
-        responses, damage = read(tmp_path / "x.arc", data)
-        assert numbers(responses) == readable, name
-        assert len(damage) == 1, (name, damage)
-    responses, damage = read(tmp_path / "x.arc", z + a + b + too_short + d + e)
-    assert [r.url[-1] for r in responses] == ["0", "1", "2", "3", "4"]  # 2 in part, and counted
-    assert len(damage) == 1
-
-
-@pytest.mark.parametrize("compress", [True, False])
-def test_no_damage_makes_an_arc_file_raise(tmp_path: Path, compress: bool) -> None:
-    parts = [ARC_HEAD, *(arc_record(i) for i in range(5))]
-    data = b"".join(gzip.compress(part) if compress else part for part in parts)
-    rng = random.Random(8)
-    for _ in range(60):
-        bad = bytearray(data)
-        for _ in range(rng.randint(1, 6)):
-            bad[rng.randrange(len(bad))] = rng.randrange(256)
-        cut = bytes(bad[: rng.choice([len(bad), rng.randrange(1, len(bad))])])
-        responses, damage = read(tmp_path / "x.arc", cut)
-        assert len(responses) + len(damage) <= 12
-        if compress:
-            numbers(responses)  # the check sum vouches for them
-
-
-def test_an_arc_file_made_to_be_read_again_and_again_is_given_up(tmp_path: Path) -> None:
-    line = b"http://h/1 127.0.0.1 20080102030405 text/html 99999999\nx\n"
-    responses, damage = read(tmp_path / "a.arc", ARC_HEAD + line * 3000)
-    assert responses == []
-    assert 1 <= len(damage) <= warc.MAX_DAMAGE + 1
-    bomb = gzip.compress(ARC_HEAD + bytes(64 << 20)) + gzip.compress(arc_record(1))
-    responses, damage = read(tmp_path / "a.arc", bomb)
-    assert (numbers(responses), len(damage)) == ([1], 1)
-
-
 def test_the_text_of_a_wet_file(tmp_path: Path) -> None:
     text = "Grüße\nan alle\n".encode()
     head = (
@@ -448,16 +321,6 @@ def test_real_files(shared_data: Callable[[str], Path], name: str) -> None:
             assert [item.payload for item in responses] == [payload for _, payload in theirs], file
 
 
-# ------------------------------------------------------------------------------------- writing
-
-
-def exchange(number: int, body: bytes = b"body") -> Exchange:
-    url = f"http://h/{number}"
-    request = f"GET /{number} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nX-Odd: \xff  a\r\n\r\n"
-    return Exchange(url, AT, "127.0.0.1", request, head, body)
-
-
 def test_written_files_read_back_with_every_reader(tmp_path: Path) -> None:
     series = WarcSeries(tmp_path, "x", "Test/1", 1 << 30, {})
     for number, body in enumerate(PAGES):
@@ -484,82 +347,3 @@ def test_written_files_read_back_with_every_reader(tmp_path: Path) -> None:
             record.digest_checker.passed is not False
             for record in WarcioReader(file, check_digests="raise")
         )
-
-
-def test_rotation_by_size(tmp_path: Path) -> None:
-    series = WarcSeries(tmp_path, "x", "Test/1", 2000, {})
-    for number, body in enumerate(PAGES):
-        series.write(exchange(number, body))
-        series.rotate_if_full()
-    series.finish()
-    series.finish()
-    assert series.finished() == ["x-00000.warc.gz", "x-00001.warc.gz", "x-00002.warc.gz"]
-    urls = [by_warcio(tmp_path / name) for name in series.finished()]
-    assert [len(found) for found in urls] == [2, 2, 1]
-
-
-def test_recovery_of_a_file_that_the_log_does_not_know(tmp_path: Path) -> None:
-    series = WarcSeries(tmp_path, "x", "Test/1", 1 << 30, {})
-    series.write(exchange(0))
-    series.close()
-    series = WarcSeries(tmp_path, "x", "Test/1", 1 << 30, {})
-    assert list(tmp_path.iterdir()) == []
-    series.finish()
-    assert series.finished() == []
-
-
-# ------------------------------------------------------------------------------------- codings
-
-
-def test_codings_are_undone() -> None:
-    body = b"hello world " * 1000
-    raw_deflate = zlib.compress(body)[2:-4]
-    chunked = b"5;x=y\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
-    assert decode_body(chunked, transfer_encoding="chunked", max_bytes=99).body == b"hello world"
-    two_members = gzip.compress(body[:100]) + gzip.compress(body[100:])
-    for coding, raw in [
-        ("gzip", gzip.compress(body)),
-        ("gzip", two_members),
-        ("gzip", gzip.compress(body) + b"trailing junk"),
-        ("x-gzip", gzip.compress(body)),
-        ("deflate", zlib.compress(body)),
-        ("deflate", raw_deflate),
-        ("identity", body),
-        ("gzip", body),  # mislabelled
-        ("br", body),
-        ("zstd", body),
-        ("gzip, gzip", gzip.compress(gzip.compress(body))),
-        ("", body),
-    ]:
-        assert decode_body(raw, content_encoding=coding, max_bytes=1 << 20) == Decoded(body), coding
-
-
-def test_torn_codings_keep_what_came_before() -> None:
-    noise = random.Random(3).randbytes(100_000)
-    half = gzip.compress(noise)[:50_000]
-    found = decode_body(half, content_encoding="gzip", max_bytes=1 << 20)
-    assert found.truncated
-    assert found.body
-    assert noise.startswith(found.body)
-    torn = decode_body(b"5\r\nhello\r\n6\r\n wo", transfer_encoding="chunked", max_bytes=99)
-    assert torn == Decoded(b"hello wo", truncated=True)
-    joined = decode_body(b"<html>", transfer_encoding="chunked", max_bytes=99)
-    assert joined == Decoded(b"<html>")
-
-
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", ""])
-def test_no_coding_inflates_beyond_the_limit(coding: str) -> None:
-    zeros = bytes(5 << 20)
-    sink = io.BytesIO()
-    if coding in ("br", "zstd"):
-        writer = (BrotliWriter if coding == "br" else ZstdWriter)(sink)
-        writer.write(zeros)
-        writer.close()
-    raw = {
-        "gzip": gzip.compress(zeros),
-        "deflate": zlib.compress(zeros),
-        "": zeros,
-    }.get(coding) or sink.getvalue()
-    with pytest.raises(BodyTooLargeError, match="1,048,576"):
-        decode_body(raw, content_encoding=coding, max_bytes=1 << 20)
-    assert decode_body(raw, content_encoding=coding, max_bytes=8 << 20).body == zeros

@@ -40,6 +40,7 @@ SCRIPT = "crawl.py"
 SCRAPY = "2.19.0"
 CACHE = Path.home() / ".cache" / "flywheel-benchmarks"
 HERE = Path(__file__).resolve().parent
+ORIGIN_FILES = ("/robots.txt", "/ai.txt", "/.well-known/tdmrep.json")  # ours asks for all three
 NUM_HOSTS = 32  # one connection each: Flywheel asks a host one thing at a time
 NOBODY = 65534
 _NGINX = """\
@@ -243,9 +244,10 @@ def asked(site: Site) -> Counter[str]:
 
 
 def check(site: Site, side: str) -> None:
-    """Raises RuntimeError unless each URL was asked for once and nothing else but robots.txt."""
+    """Raises RuntimeError unless each URL was asked for once, and beside them only ORIGIN_FILES."""
     found = asked(site)
-    pages = {url: times for url, times in found.items() if not url.endswith("/robots.txt")}
+    of_origins = tuple(f"{path}{status}" for path in ORIGIN_FILES for status in ("", " 404"))
+    pages = {url: times for url, times in found.items() if not url.endswith(of_origins)}
     doubles = {url: times for url, times in pages.items() if times > 1}
     if pages.keys() != site.urls or doubles:
         missing, extra = site.urls - pages.keys(), pages.keys() - site.urls

@@ -1,0 +1,87 @@
+"""What each Unicode character means for comparing texts: is it part of a word, and of which?
+
+One table for all 1,114,112 code points, made from `unicodedata` when first asked for (0.5 s).
+"""
+
+import functools
+import unicodedata
+
+import numpy as np
+import numpy.typing as npt
+
+FOLDED = np.uint32((1 << 21) - 1)  # mask: the code point that it is compared as
+WORD = np.uint32(1 << 21)  # a letter, mark, digit or underscore: \w, and marks, which \w lacks
+ALONE = np.uint32(1 << 22)  # a word by itself: its script puts no blanks between words
+SLOW = np.uint32(1 << 23)  # NFC or folding change more than this one code point
+NUM_CODE_POINTS = 0x110000
+
+# Unicode 16, blocks of scripts written without blanks between words.
+_NO_BLANKS = (
+    (0x0E00, 0x0E7F),  # Thai
+    (0x0E80, 0x0EFF),  # Lao
+    (0x0F00, 0x0FFF),  # Tibetan
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x1950, 0x19DF),  # Tai Le, New Tai Lue
+    (0x1A20, 0x1AAF),  # Tai Tham
+    (0x2E80, 0x2FDF),  # CJK radicals
+    (0x3005, 0x3007),
+    (0x3021, 0x3029),
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x3100, 0x312F),  # Bopomofo
+    (0x31A0, 0x31BF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),  # Han
+    (0x4E00, 0x9FFF),
+    (0xA980, 0xA9DF),  # Javanese
+    (0xAA00, 0xAADF),  # Cham, Myanmar extended, Tai Viet
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9D),  # half-width Katakana
+    (0x1AFF0, 0x1B16F),
+    (0x20000, 0x3FFFD),
+)
+_JAMO = ((0x1161, 0x1175), (0x11A8, 0x11C2))  # they join the Hangul before them
+
+
+@functools.cache
+def table() -> npt.NDArray[np.uint32]:
+    """(1114112,): for each code point the code point that it folds to, with WORD, ALONE, SLOW."""
+    found = np.arange(NUM_CODE_POINTS, dtype=np.uint32)
+    joining = _joining()
+    for point in range(NUM_CODE_POINTS):
+        if 0xD800 <= point < 0xE000:
+            continue
+        character = chr(point)
+        if unicodedata.category(character)[0] in "LMN" or character == "_":
+            found[point] |= WORD
+        if point < 0x80:
+            found[point] = (found[point] & ~FOLDED) | ord(character.lower())
+            continue
+        folded = character.casefold()
+        if len(folded) == 1 and _is_plain(character, joining) and _is_plain(folded, joining):
+            found[point] = (found[point] & ~FOLDED) | ord(folded)
+        else:
+            found[point] |= SLOW
+    for first, last in _NO_BLANKS:
+        block = found[first : last + 1]
+        block[(block & WORD) != 0] |= ALONE
+    return found
+
+
+def _is_plain(character: str, joining: frozenset[str]) -> bool:
+    """Whether NFC leaves it as it is, whatever stands before it."""
+    return (
+        character not in joining
+        and unicodedata.combining(character) == 0
+        and unicodedata.normalize("NFC", character) == character
+    )
+
+
+def _joining() -> frozenset[str]:
+    """The characters that may become one with the one before."""
+    found = {chr(point) for first, last in _JAMO for point in range(first, last + 1)}
+    for point in range(0x80, NUM_CODE_POINTS):
+        parts = unicodedata.decomposition(chr(point)).split()
+        if len(parts) == 2 and not parts[0].startswith("<"):
+            found.add(chr(int(parts[1], 16)))
+    return frozenset(found)

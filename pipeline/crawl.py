@@ -72,6 +72,7 @@ def run_crawl(
     folder = storage.local_path(output.url)
     with output.lock():
         _keep_layout(folder, config.num_shards)
+        is_new = not any(folder.glob("shard-*"))
         tasks = [
             ShardTask(
                 config,
@@ -86,7 +87,7 @@ def run_crawl(
             for shard in range(config.num_shards)
         ]
         try:
-            results, last = _crawl(config, run, tasks, previous, resolver)
+            results, last = _crawl(config, run, tasks, previous, resolver, is_new=is_new)
         except Exception as error:
             if is_disk_full(error):
                 raise OSError(errno.ENOSPC, "no space left on the disk", str(folder)) from error
@@ -130,6 +131,8 @@ def _crawl(
     tasks: Sequence[ShardTask],
     previous: Manifest | None,
     resolver: AbstractResolver | None,
+    *,
+    is_new: bool,
 ) -> tuple[list[ShardResult], CrawlStatus]:
     """All shards at work until nothing is left or a budget is used up."""
     board = StatusBoard(Path(tasks[0].root), config.max_pages)
@@ -144,7 +147,7 @@ def _crawl(
         stack.enter_context(served_metrics(board, config.metrics_port))
         stack.enter_context(_sigterm_is_ctrl_c())
         try:
-            _watch(config, shards, board)
+            _watch(config, shards, board, is_new=is_new)
         except KeyboardInterrupt:
             print(
                 "stopping: what is in flight may take 20 s; Ctrl-C again ends it", file=sys.stderr
@@ -164,9 +167,12 @@ def _stop(shards: Sequence[ServiceHandle]) -> None:
         shard.stop()
 
 
-def _watch(config: CrawlConfig, shards: Sequence[ServiceHandle], board: StatusBoard) -> None:
+def _watch(
+    config: CrawlConfig, shards: Sequence[ServiceHandle], board: StatusBoard, *, is_new: bool
+) -> None:
     """Show how far it is, deal out the budget of pages, and return when it is over."""
-    limits = [0] * len(shards)  # until each has said what it has already
+    # Nobody fetches on before each has said what it has already.
+    limits = [config.max_pages // len(shards) or 1 if is_new else 0] * len(shards)
     wait_s, calm = POLL_S[0], -1
     with Progress("crawl", total=0, unit="pages") as progress:
         while True:
@@ -177,6 +183,8 @@ def _watch(config: CrawlConfig, shards: Sequence[ServiceHandle], board: StatusBo
             _show(progress, status)
             if all(shard.is_known for shard in found):
                 limits = _limits(config.max_pages, found)
+            else:
+                wait_s = POLL_S[0]
             serial = sum(shard.serial for shard in found)
             if all(shard.is_idle for shard in found):
                 if serial == calm:  # nothing came between two looks at all of them

@@ -48,9 +48,9 @@ from pipeline.dedupe_tasks import (
 )
 from pipeline.near_duplicates import Edge, candidate_pairs, representatives
 from pipeline.repeated_lines import repeated_keys
-from pipeline.text.minhash import Signer
+from pipeline.text.signatures import Signer
 
-VERSION = 1
+VERSION = 2
 DEDUPE = "Dedupe"
 DEDUPE_VERSION = 1
 SCHEMA = with_version(
@@ -162,7 +162,7 @@ def run_dedupe(
 def _tasks(
     config: DedupeConfig, docs: Manifest, quality: Manifest, output: StageOutput
 ) -> dict[str, DedupeTask]:
-    signer = Signer(config.bands, config.rows, config.seed)
+    signer = Signer(config.bands, config.rows, config.seed, config.shingle_words)
     tasks: dict[str, DedupeTask] = {}
     for index, (text, signal) in enumerate(zip(docs.files, quality.files, strict=True)):
         tasks[f"{index:05d}"] = DedupeTask(
@@ -171,7 +171,6 @@ def _tasks(
             signals_url=quality.file_url(signal.name),
             folder=output.url,
             line_min_chars=config.line_min_chars,
-            shingle_words=config.shingle_words,
             signer=signer,
         )
     return tasks

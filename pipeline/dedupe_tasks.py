@@ -12,9 +12,8 @@ from pipeline.core.manifest import Counts, ShardResult
 from pipeline.core.records import Document, read_table, with_version, write_table
 from pipeline.quality import SIGNALS, SIGNALS_VERSION
 from pipeline.repeated_lines import line_keys, lines_to_remove, without_lines
-from pipeline.text.minhash import Signer
-from pipeline.text.ngrams import jaccard, shingles
 from pipeline.text.normalise import normalise
+from pipeline.text.signatures import Hashes, Signer, jaccard
 
 # The kinds of files between the steps; a kind's files are {kind}-NNNNN.parquet.
 TEXTS, LINES, SURVIVORS, REPEATED = "texts", "lines", "survivors", "repeated"
@@ -60,7 +59,6 @@ class DedupeTask:
     signals_url: str
     folder: str
     line_min_chars: int
-    shingle_words: int
     signer: Signer
 
 
@@ -122,18 +120,20 @@ def sign_file(task: DedupeTask) -> ShardResult:
     first = dict(zip(repeated["key"].to_pylist(), repeated["first"].to_pylist(), strict=True))
     survivors = read_internal(task.folder, SURVIVORS, task.shard)["row"]
     signed: list[dict[str, Any]] = []
-    num_lines = num_chars = 0
+    texts: list[str] = []
+    num_chars = 0
     survived = documents.take(survivors).to_pylist()
     for row, document in zip(survivors.to_pylist(), survived, strict=True):
         text, identity = document["text"], document["doc_id"]
         keys = line_keys(text, document["url"], task.line_min_chars) if first else {}
         removed = lines_to_remove(keys, first, identity)
         left = without_lines(text, removed)
-        parts = shingles(left, task.shingle_words)
-        bands = task.signer.band_keys(task.signer.sign(parts)) if parts else []
-        signed.append(_text_row(row, identity, left) | {"removed_lines": removed, "bands": bands})
-        num_lines += len(removed)
+        texts.append(left)
+        signed.append(_text_row(row, identity, left) | {"removed_lines": removed})
         num_chars += len(text) - len(left)
+    for row, bands in zip(signed, task.signer.sign(texts).keys.tolist(), strict=True):
+        row["bands"] = bands if row["digest"] else []
+    num_lines = sum(len(row["removed_lines"]) for row in signed)
     write_internal(task.folder, SIGNATURES, _columns(SIGNATURES, signed), task.shard)
     facts = {"removed_lines": num_lines, "removed_chars": num_chars}
     return ShardResult((), Counts(len(signed), len(signed)), facts)
@@ -146,11 +146,12 @@ def verify_pairs(task: VerifyTask) -> ShardResult:
     columns = [column.to_pylist() for column in pairs.columns]
     left = list(zip(columns[0], columns[1], strict=True))
     right = list(zip(columns[2], columns[3], strict=True))
-    sets: dict[tuple[int, int], frozenset[str]] = {}
+    sets: dict[tuple[int, int], Hashes] = {}
     for shard in task.shards:
         rows = sorted({row for number, row in {*left, *right} if number == shard.shard})
-        for row, text in zip(rows, _left_texts(shard, rows), strict=True):
-            sets[shard.shard, row] = shingles(text, shard.shingle_words)
+        found = shard.signer.shingle_sets(list(_left_texts(shard, rows)))
+        for index, row in enumerate(rows):
+            sets[shard.shard, row] = found.of(index)
     edges: list[tuple[int, int, int, int, float]] = []
     for a, b in zip(left, right, strict=True):
         similarity = jaccard(sets[a], sets[b])

@@ -4,7 +4,9 @@ One table for all 1,114,112 code points, made from `unicodedata` when first aske
 """
 
 import functools
+import re
 import unicodedata
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -85,3 +87,23 @@ def _joining() -> frozenset[str]:
         if len(parts) == 2 and not parts[0].startswith("<"):
             found.add(chr(int(parts[1], 16)))
     return frozenset(found)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text that is normalised already (pipeline/text/normalise.py)."""
+    return _pattern().findall(text)
+
+
+@functools.cache
+def _pattern() -> re.Pattern[str]:
+    flags = table() & (WORD | ALONE)
+    alone = "".join(_ranges(flags == (WORD | ALONE)))
+    joined = "".join(_ranges(flags == WORD))
+    return re.compile(f"[{alone}]|[{joined}]+")
+
+
+def _ranges(chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
+    """As in a regular expression's brackets."""
+    edges = np.flatnonzero(np.diff(np.r_[False, chosen, False]))
+    for first, end in zip(edges[::2], edges[1::2], strict=True):
+        yield f"{chr(first)}-{chr(end - 1)}"

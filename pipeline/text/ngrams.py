@@ -1,17 +1,16 @@
 """Words, word n-grams and how much of a text repeats itself."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
+from pipeline.text import characters
 from pipeline.text.normalise import normalise
-
-_WORD = re.compile(r"\w+")
 
 
 def words(text: str) -> list[str]:
-    """The runs of letters, digits and underscores of the normalised text, for comparing texts."""
-    return _WORD.findall(normalise(text))
+    """The runs of letters, marks, digits and underscores of the normalised text, for comparing
+    texts; in scripts written without blanks each character for itself."""
+    return characters.words(normalise(text))
 
 
 def shingles(text: str, size: int) -> frozenset[str]:

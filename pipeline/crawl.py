@@ -13,6 +13,7 @@ import json
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -160,11 +161,19 @@ def _crawl(
 
 
 def _stop(shards: Sequence[ServiceHandle]) -> None:
-    """Each ends what it has in flight; whoever cannot is left to its successor."""
-    for shard in shards:
+    """All at once, for a spot instance has 30 s: each ends what it has in flight; whoever cannot
+    is left to its successor."""
+
+    def stop(shard: ServiceHandle) -> None:
         with contextlib.suppress(Exception):
             shard.call("stop")
         shard.stop()
+
+    threads = [threading.Thread(target=stop, args=(shard,), daemon=True) for shard in shards]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _watch(

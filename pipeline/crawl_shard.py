@@ -92,7 +92,7 @@ class Crawler:
         )
         self.opt_outs = OptOutCache(self.agent, self._ask_rules, time.time)
         for cache, name in ((self.robots, ROBOTS), (self.opt_outs, OPT_OUTS)):
-            with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(Exception):  # absent or damaged: what it knew is asked again
                 cache.restore(json.loads(storage.read_bytes(str(task.folder / name))))
         self.addresses = AddressLimit(config.connections_per_ip, config.delay_per_ip_s)
         self._attempts: dict[int, int] = {}  # of URLs that are tried again, by address

@@ -19,6 +19,7 @@ TTL_S = 24 * 3600.0
 RETRY_S = 3600.0  # after no answer: until then nothing is said
 _ENTRY_BYTES = 400  # what a known origin takes beside its files' text
 _MAX_PARSED = 200
+MAX_BYTES = 32 << 10  # of a file that are read: real ones have a few hundred
 _STATE_VERSION = 1
 
 
@@ -93,8 +94,11 @@ class OptOutCache:
             answer = await self._ask(answer.location)
         is_silent = answer is None or answer.status >= 500 or answer.status == 429
         body = answer.body if answer is not None and answer.status == 200 else b""
-        due_at = self._clock() + (RETRY_S if is_silent else TTL_S)
-        known[name] = _File(due_at, self._binding(name, body))
+        if is_silent:  # what it said before goes on to hold
+            packed = known[name].packed if name in known else b""
+            known[name] = _File(self._clock() + RETRY_S, packed)
+        else:
+            known[name] = _File(self._clock() + TTL_S, self._binding(name, body))
         self._keep(origin, known)
 
     def _due(self, known: dict[str, _File]) -> list[str]:
@@ -107,6 +111,7 @@ class OptOutCache:
 
     def _binding(self, name: str, body: bytes) -> bytes:
         """The part of a file that says something to us, compressed; empty for none."""
+        body = body[:MAX_BYTES]
         if name == AI_TXT:
             text = binding_text(body, self.agent)[0].encode(errors="replace")
             return zlib.compress(text) if text.strip() else b""

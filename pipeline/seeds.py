@@ -109,9 +109,10 @@ async def _problem(
     if not _is_address(addresses[0]):
         try:
             answers = await resolver.resolve(name, port, socket.AF_UNSPEC)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a label too long has no IDNA form
+            why = getattr(error, "strerror", None) or error
             return (
-                f"crawl.seeds: host {name!r} does not resolve ({error.strerror or error});"
+                f"crawl.seeds: host {name!r} does not resolve ({why});"
                 " check its spelling and the network"
             )
         addresses = [answer["host"] for answer in answers]

@@ -88,6 +88,16 @@ def test_who_does_not_answer_is_asked_again_within_the_hour(failure: int | None)
     assert web.asked.count("http://a" + TDMREP) == 1, "that one was answered"
 
 
+def test_what_was_said_holds_while_nothing_is_said() -> None:
+    web = Web({"http://a" + AI_TXT: NO_HTML, "http://a" + TDMREP: PRESS})
+    web.learn("http://a/")
+    web.files = {"http://a" + AI_TXT: 503, "http://a" + TDMREP: None}
+    web.now = TTL_S + 1
+    said = web.learn("http://a/")
+    assert said.refusal("http://a/x.html")
+    assert said.tdmrep.reserved("http://a/press/1") is True
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"<!doctype html><p>not found", b"\xff\xfe\x00", b"[" * 100_000, b"\0" * 500_000],

@@ -107,7 +107,11 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     crawl = command("crawl", _crawl, _CRAWL)
-    crawl.add_argument("--dry-run", action="store_true", help="say what would be crawled, and how")
+    crawl.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be crawled, and how; refuse what the crawl would refuse",
+    )
     crawl.add_argument(
         "--status",
         action="store_true",
@@ -178,8 +182,9 @@ _CRAWL = """\
 Crawl [crawl]'s seeds into WARC files with CDXJ indexes, politely: robots.txt (RFC 9309), a delay
 per host, a limit per address, opt-outs. Interrupted at any moment, the same command goes on;
 finished, it writes crawl.html (what was fetched, refused and failed, by host and over time) and
-does nothing more. `flywheel crawl status` answers from another terminal. docs/crawling.md says
-how to crawl politely, and at scale."""
+does nothing more. `flywheel crawl status` (with the same config) answers from another terminal: how
+far it is, what it waits for, whether it runs at all. docs/crawling.md says how to crawl politely,
+and at scale."""
 _CORPUS = """\
 From a crawl, or from WARC files, to Parquet shards.
 

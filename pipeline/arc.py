@@ -159,11 +159,11 @@ class ArcReader:
         """None for what is no HTTP response: the file's own description, a DNS answer."""
         if header.length > self.max_block_bytes:
             _skip(stream, header.length)
-            reason = f"record of {header.length:,} bytes is over the limit"
+            reason = f"record over the limit: {header.length:,} bytes"
             return WarcDamage(self.url, offset, reason)
         block = stream.read(header.length)
         if len(block) < header.length:
-            reason = f"record cut off after {len(block):,} of {header.length:,} bytes"
+            reason = f"record cut off: {len(block):,} of {header.length:,} bytes"
             return WarcDamage(self.url, offset, reason)
         if not header.url.lower().startswith(("http:", "https:")):
             return None

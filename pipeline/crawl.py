@@ -30,21 +30,67 @@ from pipeline.core import storage
 from pipeline.core.config import RunConfig, load_config
 from pipeline.core.errors import UserError, is_disk_full
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
-from pipeline.core.progress import Progress
 from pipeline.core.remote import InlineRuntime, Runtime, ServiceHandle, open_runtime
 from pipeline.crawl_config import CrawlConfig
 from pipeline.crawl_service import CrawlService, ShardResult, ShardStatus
 from pipeline.crawl_shard import ShardTask
-from pipeline.crawl_status import STATUS, CrawlStatus, StatusBoard, note, served_metrics, total_of
+from pipeline.crawl_status import STATUS, CrawlStatus, StatusBoard, served_metrics, total_of
+from pipeline.crawl_watch import watch
 from pipeline.frontier_state import Tally
-from pipeline.recrawl import shard_name
-from pipeline.seeds import check_addresses, read_scope, read_seeds
-from pipeline.urls import suffix_list_digest
+from pipeline.recrawl import Changes, shard_name
+from pipeline.seeds import check_addresses, check_scope, read_scope, read_seeds
+from pipeline.urls import Scope, UrlRules, suffix_list_digest
 
-VERSION = 2
+VERSION = 3
 LAYOUT = "layout.json"
 SUMMARY = "summary.json"
-POLL_S = (0.02, 0.5)  # between two looks at the shards: at first, and later on
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a crawl would do: where, from which seeds, within which scope; `warnings` are of seeds
+    that will give nothing."""
+
+    output: StageOutput
+    previous: Manifest | None
+    seeds: tuple[str, ...]
+    scope: Scope
+    year: int
+    warnings: tuple[str, ...]
+
+
+def plan_crawl(
+    config: CrawlConfig,
+    output: StageOutput,
+    previous: Manifest | None,
+    resolver: AbstractResolver | None = None,
+) -> Plan:
+    """All that can be refused before the first request, is refused here (names are looked up).
+    Raises UserError."""
+    if not storage.is_local(output.url):
+        raise UserError(
+            f"run.root = {output.root!r}: a crawl keeps its state in a folder (shared by all nodes"
+            " of a cluster); give one, and copy its WARC files to where `ingest` finds them"
+        )
+    seeds = read_seeds(config)
+    scope = read_scope(config, seeds)
+    UrlRules(extra_parameters=tuple(config.drop_parameters))
+    year = time.gmtime().tm_year
+    warnings = check_scope(config, seeds, scope, year)
+    warnings += asyncio.run(check_addresses(config, seeds, resolver))
+    folder = storage.local_path(output.url)
+    if (folder / LAYOUT).exists():
+        _check_layout(folder, config.num_shards)
+    output.check_root()
+    return Plan(output, previous, tuple(seeds), scope, year, tuple(warnings))
+
+
+def look_ahead(config: CrawlConfig, run: RunConfig) -> Plan | None:
+    """What `run_crawl` would do; None if it is done. Raises UserError as that does before its
+    first request, and writes nothing."""
+    previous = _previous(config, run)
+    output = crawl_output(config, run, previous)
+    return None if output.finished() else plan_crawl(config, output, previous)
 
 
 def run_crawl(
@@ -60,45 +106,38 @@ def run_crawl(
     output = crawl_output(config, run, previous)
     if done := output.finished():
         return done
-    seeds = read_seeds(config)
-    scope = read_scope(config, seeds)
-    if not storage.is_local(output.url):
-        raise UserError(
-            f"run.root = {run.root!r}: a crawl keeps its state in a folder (shared by all nodes of"
-            " a cluster); give one, and copy its WARC files to where `ingest` finds them"
-        )
-    for problem in asyncio.run(check_addresses(config, seeds, resolver)):
+    plan = plan_crawl(config, output, previous, resolver)
+    for problem in plan.warnings:
         print(f"warning: {problem}", file=sys.stderr)
-    started = time.time()
-    folder = storage.local_path(output.url)
     with output.lock():
-        _keep_layout(folder, config.num_shards)
-        is_new = not any(folder.glob("shard-*"))
-        tasks = [
-            ShardTask(
-                config,
-                tuple(seeds),
-                scope,
-                str(folder),
-                shard,
-                config.num_shards,
-                output.key[:12],
-                time.gmtime(started).tm_year,
-            )
-            for shard in range(config.num_shards)
-        ]
         try:
-            results, last = _crawl(config, run, tasks, previous, resolver, is_new=is_new)
+            return _run(config, run, plan, resolver)
         except Exception as error:
             if is_disk_full(error):
-                raise OSError(errno.ENOSPC, "no space left on the disk", str(folder)) from error
+                folder = str(storage.local_path(output.url))
+                raise OSError(errno.ENOSPC, "no space left on the disk", folder) from error
             raise
-        total = total_of([result.tally for result in results])
-        if not total.statuses.keys() & {200, 304}:
-            for task in tasks:  # a rerun is to ask again
-                shutil.rmtree(task.folder)
-            raise UserError(_nothing_found(total))
-        return _commit(output, tasks, results, last, started)
+
+
+def _run(
+    config: CrawlConfig, run: RunConfig, plan: Plan, resolver: AbstractResolver | None
+) -> Manifest:
+    started = time.time()
+    folder = storage.local_path(plan.output.url)
+    _keep_layout(folder, config.num_shards)
+    is_new = not any(folder.glob("shard-*"))
+    root, prefix = str(folder), plan.output.key[:12]
+    tasks = [
+        ShardTask(config, plan.seeds, plan.scope, root, shard, config.num_shards, prefix, plan.year)
+        for shard in range(config.num_shards)
+    ]
+    results, last = _crawl(config, run, tasks, plan.previous, resolver, is_new=is_new)
+    total = total_of([result.tally for result in results])
+    if not total.statuses.keys() & {200, 304}:
+        for task in tasks:  # a rerun is to ask again
+            shutil.rmtree(task.folder)
+        raise UserError(_nothing_found(total, last.ended_by))
+    return _commit(plan.output, tasks, results, last, started)
 
 
 def crawl_output(config: CrawlConfig, run: RunConfig, previous: Manifest | None) -> StageOutput:
@@ -143,94 +182,50 @@ def _crawl(
         if config.num_shards > 1:
             runtime = stack.enter_context(open_runtime(run))
         inject = () if resolver is None else (resolver,)
-        shards = [runtime.service(CrawlService, task, url, *inject) for task in tasks]
-        stack.callback(_stop, shards)
-        stack.enter_context(served_metrics(board, config.metrics_port))
         stack.enter_context(_sigterm_is_ctrl_c())
-        try:
-            _watch(config, shards, board, is_new=is_new)
-        except KeyboardInterrupt:
-            print(
-                "stopping: what is in flight may take 20 s; Ctrl-C again ends it", file=sys.stderr
-            )
-            raise
+        shards = [runtime.service(CrawlService, task, url, *inject) for task in tasks]
+        stack.enter_context(_stopped_in_the_end(shards, board))
+        stack.enter_context(served_metrics(board, config.metrics_port))
+        ended_by = watch(config, shards, board, is_new=is_new)
         results = [shard.call("finish") for shard in shards]
-        assert board.last is not None
-        shards_now = [[shard[0], shard[1], "finished", *shard[3:]] for shard in board.last.shards]
-        return results, dataclasses.replace(board.last, state="finished", shards=shards_now)
+        return results, board.finished(results, ended_by)
 
 
-def _stop(shards: Sequence[ServiceHandle]) -> None:
+@contextlib.contextmanager
+def _stopped_in_the_end(shards: Sequence[ServiceHandle], board: StatusBoard) -> Generator[None]:
+    """Whatever ends the crawl ends the shards, and the status says so."""
+    try:
+        yield
+    except BaseException as error:
+        is_wish = isinstance(error, KeyboardInterrupt)
+        if is_wish:
+            what = "stopping: what is in flight may take 20 s; Ctrl-C again ends it"
+            print(what, file=sys.stderr)
+        said = _stop(shards)
+        with contextlib.suppress(OSError):  # on a full disk there is no room for this either
+            if board.shards:
+                board.end(said, "stopped" if is_wish else "ended by an error")
+        raise
+    _stop(shards)
+
+
+def _stop(shards: Sequence[ServiceHandle]) -> list[ShardStatus | None]:
     """All at once, for a spot instance has 30 s: each ends what it has in flight; whoever cannot
-    is left to its successor."""
+    is left to its successor. What they said in the end."""
+    said: list[ShardStatus | None] = [None] * len(shards)
 
-    def stop(shard: ServiceHandle) -> None:
+    def stop(number: int, shard: ServiceHandle) -> None:
         with contextlib.suppress(Exception):
-            shard.call("stop")
+            status = shard.call("stop")
+            said[number] = status if status.is_known else None
         shard.stop()
 
-    threads = [threading.Thread(target=stop, args=(shard,), daemon=True) for shard in shards]
+    threads = [threading.Thread(target=stop, args=pair, daemon=True) for pair in enumerate(shards)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-
-
-def _watch(
-    config: CrawlConfig, shards: Sequence[ServiceHandle], board: StatusBoard, *, is_new: bool
-) -> None:
-    """Show how far it is, deal out the budget of pages, and return when it is over."""
-    # Nobody fetches on before each has said what it has already.
-    limits = [config.max_pages // len(shards) or 1 if is_new else 0] * len(shards)
-    wait_s, calm = POLL_S[0], -1
-    with Progress("crawl", total=0, unit="pages") as progress:
-        while True:
-            status = board.update(
-                [shard.call("status", limit) for shard, limit in zip(shards, limits, strict=True)]
-            )
-            found = board.shards
-            _show(progress, status)
-            if all(shard.is_known for shard in found):
-                limits = _limits(config.max_pages, found)
-            else:
-                wait_s = POLL_S[0]
-            serial = sum(shard.serial for shard in found)
-            if all(shard.is_idle for shard in found):
-                if serial == calm:  # nothing came between two looks at all of them
-                    break
-                calm, wait_s = serial, POLL_S[0]
-            if _is_spent(config, status):
-                break
-            time.sleep(wait_s)
-            wait_s = min(POLL_S[1], wait_s * 1.2)
-    board.update(board.shards, "finishing")
-
-
-def _limits(max_pages: int, shards: Sequence[ShardStatus]) -> list[int]:
-    """What is left of the budget goes in equal parts to the shards that have something to do."""
-    used = [shard.tally.num_archived + shard.busy for shard in shards]
-    left = max(0, max_pages - sum(used))
-    asking = [i for i, shard in enumerate(shards) if shard.hosts] or list(range(len(shards)))
-    limits = list(used)
-    for order, index in enumerate(asking):
-        limits[index] += left // len(asking) + (order < left % len(asking))
-    return limits
-
-
-def _is_spent(config: CrawlConfig, status: CrawlStatus) -> bool:
-    """Whether the budget of bytes or of time is used up (that of pages the shards keep)."""
-    by_bytes = config.max_bytes_total is not None and status.num_bytes >= config.max_bytes_total
-    by_time = config.max_seconds is not None and status.at - status.started >= config.max_seconds
-    return by_bytes or by_time
-
-
-def _show(progress: Progress, status: CrawlStatus) -> None:
-    progress.total = min(status.num_known, status.max_pages)
-    new = status.num_archived - progress.done
-    if progress.done == 0 and new and not progress.skipped:
-        progress.skip(new)
-        new = 0
-    progress.advance(new, note=note(status))
+    return said
 
 
 def _commit(
@@ -247,6 +242,13 @@ def _commit(
     }
     storage.write_bytes(output.path(SUMMARY), json.dumps(summary).encode())
     storage.write_bytes(output.path(STATUS), json.dumps(summary["status"]).encode())
+    facts: dict[str, Any] = {
+        "statuses": {str(status): n for status, n in sorted(total.statuses.items())},
+        "not_taken": sum(result.num_waiting for result in results),
+    }
+    if "previous" in output.parents:
+        changes = sum((result.changes for result in results), Changes())
+        facts["changes"] = dataclasses.asdict(changes)
     return output.commit(
         [
             describe_file(output.path(name), name, total.warc_rows[warc])
@@ -256,23 +258,27 @@ def _commit(
         ],
         Counts(total.num_finished, total.num_archived, dict(sorted(total.dropped.items()))),
         started=started,
-        facts={
-            "statuses": {str(status): n for status, n in sorted(total.statuses.items())},
-            "not_taken": sum(result.num_waiting for result in results),
-        },
-        run={"num_shards": len(tasks), "retries": last.retries},
+        facts=facts,
+        run={"num_shards": len(tasks), "retries": last.retries, "ended_by": last.ended_by},
     )
 
 
 def _keep_layout(folder: Path, num_shards: int) -> None:
     """A crawl keeps its shards. Raises UserError if it is asked to change them."""
+    if (folder / LAYOUT).exists():
+        _check_layout(folder, num_shards)
+    else:
+        storage.write_bytes(str(folder / LAYOUT), json.dumps(_layout(num_shards)).encode())
+
+
+def _layout(num_shards: int) -> dict[str, int | str]:
+    if num_shards == 1:
+        return {"num_shards": 1}
+    return {"num_shards": num_shards, "suffix_list": suffix_list_digest()}
+
+
+def _check_layout(folder: Path, num_shards: int) -> None:
     path = folder / LAYOUT
-    layout: dict[str, int | str] = {"num_shards": num_shards}
-    if num_shards > 1:
-        layout["suffix_list"] = suffix_list_digest()
-    if not path.exists():
-        storage.write_bytes(str(path), json.dumps(layout).encode())
-        return
     try:
         begun_with = json.loads(path.read_bytes())
         num_before = int(begun_with["num_shards"])
@@ -285,7 +291,7 @@ def _keep_layout(folder: Path, num_shards: int) -> None:
             f"crawl.num_shards = {num_shards}, but this crawl was begun with {num_before}; set it"
             f" back, or delete {folder} to begin anew"
         )
-    if begun_with != layout:
+    if begun_with != _layout(num_shards):
         raise UserError(
             f"{folder} was begun with another version of tldextract's public suffix list, which"
             " says whose host belongs to which shard; install that one again, or delete the folder"
@@ -310,10 +316,14 @@ def _sigterm_is_ctrl_c() -> Generator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _nothing_found(total: Tally) -> str:
+def _nothing_found(total: Tally, ended_by: str) -> str:
     seen = [f"{n} x status {status}" for status, n in sorted(total.statuses.items())]
     seen += [f"{n} x {reason}" for reason, n in total.dropped.most_common()]
-    message = f"crawl.seeds gave not one page with status 200; seen: {', '.join(seen)}"
+    message = "crawl.seeds gave not one page with status 200"
+    if seen:
+        message += f"; seen: {', '.join(seen)}"
+    if ended_by:
+        return f"{message}; crawl.{ended_by} was used up before the first page came; raise it"
     if total.outside:
         hosts = ", ".join(sorted(total.outside))
         return f"{message}; they redirect to {hosts}: add it to crawl.allowed_hosts"
@@ -348,6 +358,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     counts = manifest.counts
     print(f"{counts.rows_out:,} responses of {counts.rows_in:,} URLs; dropped: {counts.dropped}")
+    if left := manifest.facts["not_taken"]:
+        key = manifest.run["ended_by"]
+        budget = f"crawl.{key}" if key else "their hosts' budgets"
+        print(f"{left:,} more known URLs were not taken: {budget} used up")
     print(manifest.url)
     return 0
 

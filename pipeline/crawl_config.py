@@ -57,7 +57,10 @@ class CrawlConfig(Section):
     sitemaps: bool = Field(True, description="take the URLs of the sitemaps that robots.txt names")
     # How much
     max_pages: int = Field(
-        1000, ge=1, description="responses; which ones, with several hosts, depends on their speed"
+        1000,
+        ge=1,
+        description="responses, in a recrawl those that are new or changed; which ones, with"
+        " several hosts, depends on their speed",
     )
     max_depth: int = Field(20, ge=0, description="links away from a seed or sitemap")
     max_pages_per_host: int | None = Field(None, ge=1, description="responses of one host")
@@ -65,9 +68,11 @@ class CrawlConfig(Section):
     max_seconds_per_host: float | None = Field(
         None, gt=0, description="from a host's first request on"
     )
-    max_bytes_total: int | None = Field(None, ge=1, description="bytes of the whole crawl")
+    max_bytes_total: int | None = Field(
+        None, ge=1, description="bytes of the whole crawl, and what is in flight"
+    )
     max_seconds: float | None = Field(
-        None, gt=0, description="of the whole crawl, counted from its last start"
+        None, gt=0, description="of the whole crawl from its last start on, and what is in flight"
     )
     # How politely
     user_agent: str = Field(

@@ -7,9 +7,9 @@ All that it knows it can rebuild from its folder: it may die at any moment, and 
 import asyncio
 import contextlib
 import dataclasses
-import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Iterator
+from itertools import islice
 from pathlib import Path
 
 from aiohttp.abc import AbstractResolver
@@ -18,23 +18,28 @@ from pipeline.core import storage
 from pipeline.crawl_config import CrawlConfig
 from pipeline.fetch import Conditions, Page
 from pipeline.frontier import Archived, Frontier, HostBudget, Turn, logged_ends
-from pipeline.frontier_state import Entry
+from pipeline.frontier_state import Entry, hostname_of
 from pipeline.lease import Lease
 from pipeline.opt_outs import OptOutCache, OptOuts
-from pipeline.polite_fetch import PoliteFetcher
+from pipeline.origin_store import OriginStore
+from pipeline.polite_fetch import PoliteFetcher, user_agent
 from pipeline.politeness import AddressLimit
-from pipeline.recrawl import PAGES, Before, PreviousCrawl, write_pages
-from pipeline.resolver import CachingResolver
+from pipeline.recrawl import BATCH, Before, Changes, PreviousCrawl, territory_of, write_pages
+from pipeline.resolver import CachingResolver, is_loopback
 from pipeline.responses import Found, ResponseReader
-from pipeline.robots import product_token
+from pipeline.robots import RobotsRules, product_token
 from pipeline.robots_cache import RobotsAnswer, RobotsCache
+from pipeline.rule_files import RuleFiles
 from pipeline.shard_mail import Mailbox
 from pipeline.urls import Scope, UrlRules, canonical, shard_of, trap_of
 from pipeline.warc_writer import Original, WarcSeries
 
 SYNC_EVERY_S = 1.0
 SNAPSHOT_EVERY_S = 60.0
-ROBOTS, OPT_OUTS = "robots.json", "opt-outs.json"
+ORIGINS = "origins.sqlite"
+FORBIDDEN = RobotsAnswer(403)  # robots.txt shuts us out of the file: it says nothing
+_CACHE_VERSION = 1
+OFFERED = "offered"  # an empty file: all that the crawl before left is in the log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Crawler:
             config.user_agent,
             config.warc_max_bytes,
             logged_ends(task.folder),
+            info=_warc_info(config),
         )
         self.frontier = Frontier(
             task.folder,
@@ -83,17 +89,17 @@ class Crawler:
         self.agent = product_token(config.user_agent)
         self.rules = UrlRules(extra_parameters=tuple(config.drop_parameters))
         self.reader = ResponseReader(config, task.scope, self.rules, self.agent)
+        reader = f"{_CACHE_VERSION} {self.agent} {config.also_obey}"
+        self.origins = OriginStore(task.folder / ORIGINS, reader)
         self.robots = RobotsCache(
             self.agent,
-            self._ask_rules,
+            self.origins,
             time.time,
             also_obey=tuple(config.also_obey),
             max_wait_s=config.max_robots_wait_s,
         )
-        self.opt_outs = OptOutCache(self.agent, self._ask_rules, time.time)
-        for cache, name in ((self.robots, ROBOTS), (self.opt_outs, OPT_OUTS)):
-            with contextlib.suppress(Exception):  # absent or damaged: what it knew is asked again
-                cache.restore(json.loads(storage.read_bytes(str(task.folder / name))))
+        self.opt_outs = OptOutCache(self.agent, self.origins, time.time)
+        self.rule_files = RuleFiles(self.web, self.frontier.hosts.get, self._may_be_pointed_to)
         self.addresses = AddressLimit(config.connections_per_ip, config.delay_per_ip_s)
         self._attempts: dict[int, int] = {}  # of URLs that are tried again, by address
         self.is_stopping = self.has_begun = False
@@ -107,13 +113,20 @@ class Crawler:
             reason = trap_of(url, self.task.year)
         return reason
 
+    def _may_be_pointed_to(self, url: str) -> bool:
+        """Whether a robots.txt may redirect to it: to any host but those that are shut out, and
+        beyond this machine only under a name that its owner can turn to."""
+        if self.task.scope.refusal(url, 0) in ("scope: port", "scope: blocked domain"):
+            return False
+        return bool(self.config.contact) or is_loopback(hostname_of(url))
+
     # The loop
 
     async def run(self, names: AbstractResolver) -> None:
         """Fetch until `ask_to_stop`; others may find work for this shard at any time."""
         self.names = CachingResolver(names)
         async with self.web.connected(self.names):
-            self._begin()
+            await self._begin()
             self.has_begun = True
             try:
                 await self._work()
@@ -122,12 +135,30 @@ class Crawler:
                     visit.cancel()
                 await asyncio.gather(*self._visits, return_exceptions=True)
 
-    def _begin(self) -> None:
+    async def _begin(self) -> None:
         mine = [url for url in self.task.seeds if self.frontier.mailbox.is_ours(Entry(url, 0).host)]
         self.frontier.add(Entry(url, 0) for url in mine)
-        if self.previous is not None and self.lease.epoch == 1:
-            ours = self.frontier.mailbox.is_ours
-            self.frontier.add(e for e in self.previous.entries() if ours(e.host))
+        for _ in self._offer():
+            await asyncio.sleep(0)
+            if self.is_stopping:
+                return
+
+    def _offer(self) -> Iterator[None]:
+        """Take in what the crawl before knew, batch by batch; again, if a kill came between."""
+        offered = self.task.folder / OFFERED
+        if self.previous is None or offered.exists():
+            return
+        entries = self.previous.entries(self._territory)
+        while batch := list(islice(entries, BATCH)):
+            self.frontier.add(e for e in batch if self.frontier.mailbox.is_ours(e.host))
+            self._keep()
+            yield
+        self.frontier.sync()
+        storage.write_bytes(str(offered), b"")
+
+    @property
+    def _territory(self) -> str:
+        return territory_of(self.task.shard, self.task.num_shards)
 
     async def _work(self) -> None:
         while not (self.is_stopping and not self._visits):
@@ -171,32 +202,54 @@ class Crawler:
         self.lease.check()
         self.series.sync()  # before the log, which speaks of it
         self.frontier.sync()
+        self.origins.sync()
         self.frontier.read_mail()
         if self.frontier.wants_snapshot() or now - self._saved_at > SNAPSHOT_EVERY_S:
             self.save()
         self._synced_at = now
 
-    def ask_to_stop(self) -> None:
-        """Take nothing more; `run` returns once what is in flight has ended."""
-        self.is_stopping = self.web.is_stopping = True
+    def set_max_pages(self, max_pages: int) -> None:
+        """This shard's part of the budget."""
+        self.frontier.max_pages = max_pages
         self._changed.set()
 
-    def finish(self) -> None:
+    def ask_to_stop(self) -> None:
+        """Take nothing more; `run` returns once what is in flight has ended."""
+        self.is_stopping = True
+        self._changed.set()
+
+    def finish(self) -> Changes:
         """The crawl is over: close the last WARC file, and leave what a recrawl wants to know."""
+        for _ in self._offer():  # a budget may be used up before all of it was
+            pass
         self.series.finish()
-        write_pages(self.task.folder / PAGES, self.frontier.pages())
+        self.frontier.sync()
+        self.frontier.read_mail()  # a budget leaves letters unread
+        folder = self.task.folder
+        return write_pages(
+            folder,
+            self._territory,
+            self.previous,
+            lambda name: WarcSeries.size(folder, name),
+            self._stay_owner,
+        )
+
+    def _stay_owner(self) -> None:
+        if self.lease.is_due:
+            self.lease.renew()
+        self.lease.check()
 
     def save(self) -> None:
         """Write down all that a successor would otherwise work out or ask again."""
         self.series.sync()
         self.frontier.snapshot()
-        for cache, name in ((self.robots, ROBOTS), (self.opt_outs, OPT_OUTS)):
-            storage.write_bytes(str(self.task.folder / name), json.dumps(cache.state()).encode())
+        self.origins.sync()
         self._saved_at = time.monotonic()
 
     def close(self) -> None:
         self.frontier.close()
         self.series.close()
+        self.origins.close()
         if self.previous:
             self.previous.close()
 
@@ -205,55 +258,67 @@ class Crawler:
     async def _visit(self, turn: Turn) -> None:
         """One turn of a host: its URL ends as archived or as dropped, or waits for the next."""
         url = turn.entry.url
-        rules = self.robots.get(url)
-        if rules is None:
-            await self._learn(turn, self._read_robots)
-            return
-        if rules.retry_at is not None:
-            wait_s = max(0.1, rules.retry_at - time.time())
+        if (wait_s := self.rule_files.own_turn(turn.host)) > 0:
             self.frontier.put_back(turn, time.monotonic() + wait_s)
             return
+        rules = self.robots.get(url)
+        if rules is None:
+            await self._learn(turn, self.robots)
+            return
+        if rules.retry_at is not None:  # other ports of the host may answer
+            wait_s = max(0.1, rules.retry_at - time.time())
+            self.frontier.defer(turn, time.monotonic() + wait_s)
+            return
+        self.web.pace(turn.host).robots_delay_s = rules.delay_s
         reason = rules.refusal(url)
         opt_outs = None
         if reason is None and self.config.honour_ai_optouts:
             opt_outs = self.opt_outs.get(url)
             if opt_outs is None:
-                await self._learn(turn, self.opt_outs.fetch)
+                await self._learn(turn, self.opt_outs, rules)
                 return
             reason = None if turn.entry.is_sitemap else opt_outs.refusal(url)
         if reason:
             self.frontier.drop(turn, reason)
             self.frontier.release(turn, turn.host.free_at)
             return
-        self.web.pace(turn.host).robots_delay_s = rules.delay_s
         await self._take(turn, opt_outs)
 
-    async def _learn(self, turn: Turn, ask: Callable[[str], Awaitable[None]]) -> None:
-        """Ask for what the origin says of itself; the URL waits for the host's next turn. Hosts
-        have one request at a time, so nobody else asks for the same."""
-        async with self._address(turn) as free:
-            if free:
-                await ask(turn.entry.url)
-                rules = self.robots.get(turn.entry.url)
-                delay_s = rules.delay_s if rules else 0.0
-                pause_s = max(self.web.pace(turn.host).delay_s, delay_s)
-                if rules and rules.refusal(turn.entry.url):
-                    pause_s = 0.0
-                self.frontier.put_back(turn, time.monotonic() + pause_s)
+    async def _learn(
+        self, turn: Turn, cache: RobotsCache | OptOutCache, rules: RobotsRules | None = None
+    ) -> None:
+        """One step towards what the origin says of itself; the URL waits for the host's next turn.
+        Hosts have one request at a time, so nobody else asks for the same."""
+        file = cache.due(turn.entry.url)
+        said = FORBIDDEN if rules and not rules.allows(file) else self.rule_files.before(file)
+        pause_s = 0.0
+        if said == 0.0:
+            async with self._address(self.rule_files.host_asked(file)) as free_at:
+                if free_at:
+                    self.frontier.put_back(turn, free_at)
+                    return
+                said = await self.rule_files.ask(file, turn.host)
+                pause_s = self.web.pace(turn.host).delay_s
+        if isinstance(said, RobotsAnswer):
+            learnt = cache.learn(file, said)
+            if isinstance(learnt, RobotsRules):
+                self._take_sitemaps(learnt, turn.entry.url)
+                refused = learnt.refusal(turn.entry.url)
+                pause_s = 0.0 if refused else max(pause_s, learnt.delay_s)
+        else:
+            pause_s = max(pause_s, said)
+        self.frontier.put_back(turn, time.monotonic() + pause_s)
 
-    async def _read_robots(self, url: str) -> None:
-        rules = await self.robots.fetch(url)
+    def _take_sitemaps(self, rules: RobotsRules, url: str) -> None:
         if self.config.sitemaps:
             found = [canonical(sitemap, url, self.rules) for sitemap in rules.sitemaps]
             self.frontier.add(Entry(url, 0, is_sitemap=True) for url in found if url)
 
-    async def _ask_rules(self, url: str) -> RobotsAnswer | None:
-        return await self.web.get_rules(url, self.frontier.host(Entry(url, 0).host))
-
     async def _take(self, turn: Turn, opt_outs: OptOuts | None) -> None:
         """Fetch the URL, if its address may be asked now."""
-        async with self._address(turn) as free:
-            if not free:
+        async with self._address(turn.host.name) as free_at:
+            if free_at:
+                self.frontier.put_back(turn, free_at)
                 return
             again_s = None
             try:
@@ -287,37 +352,32 @@ class Crawler:
         return None
 
     @contextlib.asynccontextmanager
-    async def _address(self, turn: Turn):  # noqa: ANN202 - an async generator of bool
-        """Whether the host's address may be asked now; if not, the turn is put back."""
-        ip = turn.host.name
+    async def _address(self, name: str) -> AsyncGenerator[float]:
+        """0.0 if the address of the host may be asked now; else when to come back."""
+        ip = name
         if not self.config.proxy:  # which resolves the names itself
             with contextlib.suppress(OSError):  # the request finds out and says so
-                ip = (await self.names.addresses(turn.host.name))[0]
-        now = time.monotonic()
-        if (when := self.addresses.try_start(ip, turn.host.name, now)) > 0:
-            self.frontier.put_back(turn, when)
-            yield False
-            return
+                ip = (await self.names.addresses(name))[0]
+        free_at = self.addresses.try_start(ip, name, time.monotonic())
         try:
-            yield True
+            yield free_at
         finally:
-            self.addresses.end(ip, time.monotonic())
+            if not free_at:
+                self.addresses.end(ip, time.monotonic())
 
     def _archive(self, turn: Turn, page: Page, before: Before | None, found: Found) -> None:
         """WARC first, log second, rotation third: a kill between any two loses nothing."""
         digest, headers = page.exchange.body_sha256.hex(), page.headers
         fetched = page.exchange.fetched_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         validators = (headers.get("etag", ""), headers.get("last-modified", ""), fetched)
+        profile = ""
         if before is not None and page.status == 304:
-            place = self.series.write_revisit(
-                page.exchange, _original(before), "server-not-modified"
-            )
-            digest = before.sha256
+            profile, digest = "server-not-modified", before.sha256
             validators = (before.etag, before.modified, before.fetched)
         elif before is not None and digest == before.sha256:
-            place = self.series.write_revisit(
-                page.exchange, _original(before), "identical-payload-digest"
-            )
+            profile = "identical-payload-digest"
+        if before is not None and profile:
+            place = self.series.write_revisit(page.exchange, _original(before), profile)
         else:
             place = self.series.write(page.exchange)
         item = Archived(
@@ -328,9 +388,16 @@ class Crawler:
             len(page.exchange.body),
             found.outside,
             validators,
+            is_unchanged=bool(profile),
         )
         self.frontier.archive(turn, item, found.links)
         self.series.rotate_if_full()
+
+
+def _warc_info(config: CrawlConfig) -> dict[str, str]:
+    """Whose crawl it is, and with what manners, in the names of WARC 1.1 (and of Heritrix)."""
+    agent = user_agent(config)
+    return {"operator": config.contact, "robots": "obey", "http-header-user-agent": agent}
 
 
 def _original(before: Before) -> Original:

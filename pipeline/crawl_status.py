@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import http.server
 import json
 import threading
@@ -13,8 +14,10 @@ from typing import Any
 
 from pipeline.core import storage
 from pipeline.core.errors import UserError
-from pipeline.crawl_service import ShardStatus
+from pipeline.core.manifest import LOCK
+from pipeline.crawl_service import ShardResult, ShardStatus
 from pipeline.frontier_state import Tally
+from pipeline.host_waits import FEW_HOSTS
 
 STATUS = "status.json"
 _NUM_POINTS = 500  # of the timeline; beyond that every second one is left out
@@ -22,7 +25,10 @@ _NUM_POINTS = 500  # of the timeline; beyond that every second one is left out
 
 @dataclasses.dataclass(frozen=True)
 class CrawlStatus:
-    """All shards together. `timeline`: [seconds since the start, pages, bytes], ever coarser."""
+    """All shards together. `timeline`: [seconds since the last start, pages, bytes], ever coarser;
+    its first point is what was there then. `waits`: [host, URLs, seconds to its next request] of
+    the hosts that are left, if they are few. `ended_by`: the key of the budget that was used up.
+    """
 
     started: float
     at: float
@@ -40,6 +46,22 @@ class CrawlStatus:
     retries: dict[str, int]
     shards: list[list[Any]]
     timeline: list[list[float]]
+    num_unchanged: int = 0
+    num_excluded: int = 0
+    waits: list[list[Any]] = dataclasses.field(default_factory=list[list[Any]])
+    ended_by: str = ""
+
+    @property
+    def num_wanted(self) -> int:
+        """Pages in the end, by what is known now: without what was dropped or has no budget."""
+        ahead = self.num_waiting + self.busy - self.num_excluded
+        most = self.max_pages + self.num_unchanged
+        return max(self.num_archived, min(most, self.num_archived + ahead))
+
+    @property
+    def num_charged(self) -> int:
+        """Pages that count against the budget: in a recrawl not those that have not changed."""
+        return self.num_archived - self.num_unchanged
 
     @property
     def pages_per_s(self) -> float:
@@ -61,26 +83,77 @@ class StatusBoard:
         self.shards: list[ShardStatus] = []  # as last told; a new owner's as its predecessor's
         self._gap_s = 1.0
         self.last: CrawlStatus | None = None
+        self.ended_by = ""
         self._written_at = 0.0
 
     def update(self, shards: Sequence[ShardStatus], state: str = "crawling") -> CrawlStatus:
         now = time.time()
         before = {shard.shard: shard for shard in self.shards if shard.is_known}
-        self.shards = shards = [
+        self.shards = [
             shard
             if shard.is_known or shard.shard not in before
             else dataclasses.replace(
-                before[shard.shard], state=shard.state, is_idle=False, busy=0, next_turn_s=None
+                before[shard.shard],
+                state=shard.state,
+                is_idle=False,
+                busy=0,
+                next_turn_s=None,
+                limit=0,
+                waits=(),
             )
             for shard in shards
         ]
-        total = total_of([shard.tally for shard in shards])
+        return self._show(state, now)
+
+    def end(self, shards: Sequence[ShardStatus | None], state: str) -> CrawlStatus:
+        """What the shards said last; of one that could not (None), what it said before. At least
+        one must have said something."""
+        known = {shard.shard: shard for shard in [*self.shards, *shards] if shard is not None}
+        return self.update([dataclasses.replace(s, state=state) for s in known.values()], state)
+
+    def finished(self, results: Sequence[ShardResult], ended_by: str) -> CrawlStatus:
+        """What the shards' results are in the end."""
+        self.ended_by = ended_by
+        ends = [
+            dataclasses.replace(
+                shard,
+                tally=result.tally,
+                num_waiting=result.num_waiting,
+                busy=0,
+                hosts=sum(host.waiting > 0 for host in result.hosts),
+                waits=(),
+                refused=result.refused,
+                retries=result.retries,
+            )
+            for shard, result in zip(self.shards, results, strict=True)
+        ]
+        return self.end(ends, "finished")
+
+    def _show(self, state: str, now: float) -> CrawlStatus:
+        total = total_of([shard.tally for shard in self.shards])
+        self._note_time(now, total, is_last=state == "finished")
+        self.last = self._sum(total, state, now)
+        if now - self._written_at > 2 or state != "crawling":
+            self._written_at = now
+            text = json.dumps(dataclasses.asdict(self.last))
+            storage.write_bytes(str(self.folder / STATUS), text.encode())
+        return self.last
+
+    def _note_time(self, now: float, total: Tally, *, is_last: bool) -> None:
+        if not all(shard.is_known for shard in self.shards):
+            return  # what was there before would look like this run's
         gone = now - self.started
-        if not self.timeline or gone - self.timeline[-1][0] >= self._gap_s:
+        if is_last or not self.timeline or gone - self.timeline[-1][0] >= self._gap_s:
             self.timeline.append([round(gone, 1), total.num_archived, total.num_bytes])
             if len(self.timeline) > _NUM_POINTS:
                 self.timeline, self._gap_s = self.timeline[::2], 2 * self._gap_s
-        self.last = CrawlStatus(
+
+    def _sum(self, total: Tally, state: str, now: float) -> CrawlStatus:
+        shards = self.shards
+        hosts = sum(shard.hosts for shard in shards)
+        waits = sorted((wait for s in shards for wait in s.waits), key=lambda w: -w.num_waiting)
+        is_few = state == "crawling" and hosts <= FEW_HOSTS
+        return CrawlStatus(
             started=self.started,
             at=now,
             state=state,
@@ -89,7 +162,7 @@ class StatusBoard:
             num_archived=total.num_archived,
             num_bytes=total.num_bytes,
             num_waiting=sum(shard.num_waiting for shard in shards),
-            hosts=sum(shard.hosts for shard in shards),
+            hosts=hosts,
             busy=sum(shard.busy for shard in shards),
             statuses={str(status): n for status, n in sorted(total.statuses.items())},
             dropped=dict(total.dropped.most_common()),
@@ -99,12 +172,11 @@ class StatusBoard:
                 [s.shard, s.epoch, s.state, s.tally.num_archived, s.num_waiting] for s in shards
             ],
             timeline=self.timeline,
+            num_unchanged=total.num_unchanged,
+            num_excluded=sum(shard.num_excluded for shard in shards),
+            waits=[[w.name, w.num_waiting, round(w.turn_in_s, 1)] for w in waits if is_few],
+            ended_by=self.ended_by,
         )
-        if now - self._written_at > 2 or state != "crawling":
-            self._written_at = now
-            text = json.dumps(dataclasses.asdict(self.last))
-            storage.write_bytes(str(self.folder / STATUS), text.encode())
-        return self.last
 
 
 def total_of(tallies: Sequence[Tally]) -> Tally:
@@ -112,6 +184,7 @@ def total_of(tallies: Sequence[Tally]) -> Tally:
     for tally in tallies:
         total.num_known += tally.num_known
         total.num_archived += tally.num_archived
+        total.num_unchanged += tally.num_unchanged
         total.num_bytes += tally.num_bytes
         total.statuses.update(tally.statuses)
         total.dropped.update(tally.dropped)
@@ -129,15 +202,36 @@ def _sum(parts: Any) -> Counter[str]:
 
 def note(status: CrawlStatus) -> str:
     """Behind the rate in the progress line."""
-    said = [f"{status.num_bytes / 1e6:,.1f} MB", f"{status.hosts:,} hosts"]
-    said.append(f"{status.num_waiting:,} waiting")
-    blocked = sum(n for reason, n in status.dropped.items() if reason.startswith("robots"))
-    failed = sum(status.dropped.values()) - blocked
-    if blocked:
-        said.append(f"{blocked:,} blocked by robots")
-    if failed:
-        said.append(f"{failed:,} dropped")
+    said = [f"{status.num_bytes / 1e6:,.1f} MB"]
+    if status.num_waiting:
+        said.append(f"{status.num_waiting:,} waiting at {count(status.hosts, 'host')}")
+    kinds = Counter[str]()
+    for reason, number in status.dropped.items():
+        kinds[_kind_of(reason)] += number
+    said += [f"{number:,} {kind}" for kind, number in kinds.items()]
+    if held := held_up(status):
+        said.append(held)
     return " · ".join(said)
+
+
+def _kind_of(reason: str) -> str:
+    if reason.startswith("robots unreachable"):
+        return "unreachable"
+    return "blocked by robots" if reason.startswith("robots") else "dropped"
+
+
+def held_up(status: CrawlStatus) -> str:
+    """What a crawl of few hosts waits for; empty if that is nothing, or many."""
+    waits = [wait for wait in status.waits if wait[2] >= 1]
+    if not waits or status.busy:
+        return ""
+    name, number, turn_in_s = min(waits, key=lambda wait: wait[2])
+    more = f" and {count(len(waits) - 1, 'more host')}" if len(waits) > 1 else ""
+    return f"waiting for {name} (next in {turn_in_s:,.0f} s, {count(number, 'URL')}){more}"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def read_status(folder: Path) -> CrawlStatus:
@@ -150,6 +244,19 @@ def read_status(folder: Path) -> CrawlStatus:
         raise UserError(
             f"{folder / STATUS} is damaged ({error}); a running crawl renews it"
         ) from None
+
+
+def is_running(folder: Path) -> bool | None:
+    """Whether someone on this machine writes the crawl in this folder, by its lock; None where
+    that cannot be told."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def metrics(status: CrawlStatus) -> str:

@@ -220,19 +220,23 @@ class Fetcher:
         cut_at: int | None = None,
         conditions: Conditions | None = None,
         accept_types: tuple[str, ...] | None = None,
+        timeout_s: float | None = None,
     ) -> Page:
         """The response to one GET. Raises FetchError.
 
         A body above `max_bytes` is an error; with `cut_at` it is cut off there instead, as it
-        comes and as it is decoded. `accept_types` stands for the fetcher's; () takes all.
+        comes and as it is decoded. `accept_types` (() takes all) and `timeout_s` stand for the
+        fetcher's.
         """
         types = self.accept_types if accept_types is None else accept_types
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
         try:
-            return await self._get(url, cut_at, conditions, types)
+            async with asyncio.timeout(timeout_s):
+                return await self._get(url, cut_at, conditions, types)
         except BodyTooLargeError as error:
             raise FetchError("too large", str(error), transient=False) from None
         except TimeoutError:
-            raise FetchError("timeout", f"over {self.timeout_s} s", transient=True) from None
+            raise FetchError("timeout", f"over {limit_s} s", transient=True) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise classify_failure(error) from error
 

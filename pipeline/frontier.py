@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import UserError
@@ -25,7 +25,8 @@ Refusal = Callable[[str, int], str | None]
 class Archived:
     """A response in a WARC file. `payload_sha256` is its WARC-Payload-Digest; `end` is the offset
     behind it; `outside`, if not empty, the host beyond the scope that it redirects to;
-    `validators` what a recrawl sends back: ETag and Last-Modified, and when it was fetched.
+    `validators` what a recrawl sends back: ETag and Last-Modified, and when it was fetched;
+    `is_unchanged`: the crawl before has the same, and this one a revisit record.
     """
 
     status: int
@@ -35,6 +36,7 @@ class Archived:
     num_bytes: int = 0
     outside: str = ""
     validators: tuple[str, str, str] = ("", "", "")
+    is_unchanged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +85,9 @@ class Frontier:
         self.tally = Tally()
         self.refused: Counter[str] = Counter()  # links, not URLs; since this owner began
         self.in_flight: dict[str, Turn] = {}
-        self._ready: list[tuple[float, int, str]] = []  # a heap of (when, tie, host)
-        self._num_turns = 0
+        # A heap of (when, tie, host); a host that was offered anew is in there twice.
+        self._ready: list[tuple[float, int, str]] = []
+        self._num_turns = self._num_ready = 0
         self._log = FrontierLog(folder, epoch)
         snapshot = read_snapshot(folder)
         if snapshot.end > self._log.start:
@@ -116,17 +119,17 @@ class Frontier:
 
     @property
     def num_hosts_waiting(self) -> int:
-        return len(self._ready) + len(self.in_flight)
+        return self._num_ready + len(self.in_flight)
 
     @property
     def is_spent(self) -> bool:
         """Whether what is archived and in flight fills the budget."""
-        return self.tally.num_archived + len(self.in_flight) >= self.max_pages
+        return self.tally.num_charged + len(self.in_flight) >= self.max_pages
 
     @property
     def is_idle(self) -> bool:
         """Nothing in flight, nothing to take, nothing to hand over or to take in."""
-        has_turn = bool(self._ready) and not self.is_spent
+        has_turn = self._num_ready > 0 and not self.is_spent
         return not (self.in_flight or has_turn or self.mailbox.has_mail)
 
     # What comes in
@@ -157,6 +160,7 @@ class Frontier:
             str(item.num_bytes),
             item.outside,
             *(value.replace("\t", " ").replace("\n", " ") for value in item.validators),
+            *["u"] * item.is_unchanged,
         ]
         addresses = self._log.append([*lines, "\t".join(fields)])
         self._take_in(new, addresses)
@@ -200,10 +204,15 @@ class Frontier:
     def take(self, now: float) -> Turn | None:
         """The next URL of a host whose turn it is. Nobody else gets that host until `release`."""
         while not self.is_spent and self._ready and self._ready[0][0] <= now:
-            host = self.hosts[heapq.heappop(self._ready)[2]]
-            host.is_ready = False
+            when, _, name = heapq.heappop(self._ready)
+            host = self.hosts[name]
+            if host.ready_at != when:  # it was asked before
+                continue
+            host.ready_at = None
+            self._num_ready -= 1
             if self._is_over(host, now):
                 continue
+            host.resume(now)
             address = host.pop()
             turn = Turn(Entry.of(self._log.read(address)), address, host)
             self.in_flight[host.name] = turn
@@ -226,17 +235,18 @@ class Frontier:
         turn.host.held.append(turn.address)
         self.release(turn, free_at)
 
+    def defer(self, turn: Turn, until: float) -> None:
+        """Not now, for a reason that need not be its host's other URLs'."""
+        turn.host.defer(turn.address, until)
+        self.release(turn, turn.host.free_at)
+
     def _is_over(self, host: Host, now: float) -> bool:
         """Whether the host's budget is used up: what waits there is left over."""
         limit = self.budget
         over = (
             (limit.pages is not None and host.pages >= limit.pages)
             or (limit.num_bytes is not None and host.num_bytes >= limit.num_bytes)
-            or (
-                limit.seconds is not None
-                and host.first_asked is not None
-                and now - host.first_asked >= limit.seconds
-            )
+            or (limit.seconds is not None and host.asked_s(now) >= limit.seconds)
         )
         host.is_over = over
         return over
@@ -252,17 +262,21 @@ class Frontier:
         self._offer(host)
 
     def _offer(self, host: Host) -> None:
-        idle = host.name not in self.in_flight
-        if idle and not host.is_ready and not host.is_over and host.num_waiting:
-            host.is_ready = True
+        if host.name in self.in_flight or host.is_over or not host.num_waiting:
+            return
+        when = host.next_turn
+        if host.ready_at is None or when < host.ready_at:
+            self._num_ready += host.ready_at is None
+            host.ready_at = when
             self._num_turns += 1
-            heapq.heappush(self._ready, (host.free_at, self._num_turns, host.name))
+            heapq.heappush(self._ready, (when, self._num_turns, host.name))
 
     # Counting
 
     def _count_archived(self, host: Host, item: Archived) -> None:
         tally = self.tally
         tally.num_archived += 1
+        tally.num_unchanged += item.is_unchanged
         tally.statuses[item.status] += 1
         tally.warc_rows[item.warc] += 1
         tally.warc_ends[item.warc] = max(item.end, tally.warc_ends.get(item.warc, 0))
@@ -302,14 +316,6 @@ class Frontier:
 
     def close(self) -> None:
         self._log.close()
-
-    def pages(self) -> Iterator[tuple[Entry, Archived]]:
-        """All archived pages so far, in the order of their archiving; of one that was archived
-        again, because its WARC file had lost it, the last counts."""
-        for _, line in self._log.whole():
-            if line.startswith("="):
-                address, item = archived_of(line)
-                yield Entry.of(self._log.read(address)), item
 
     def _restore(self, snapshot: Snapshot, bytes_in_warc: Callable[[str], int]) -> None:
         self.tally = snapshot.tally
@@ -391,8 +397,15 @@ def logged_ends(folder: Path) -> dict[str, int]:
 
 def archived_of(line: str) -> tuple[int, Archived]:
     _, address, status, digest, warc, end, num_bytes, outside, *validators = line.split("\t")
-    etag, modified, fetched = validators
+    etag, modified, fetched, *unchanged = validators
     item = Archived(
-        int(status), digest, warc, int(end), int(num_bytes), outside, (etag, modified, fetched)
+        int(status),
+        digest,
+        warc,
+        int(end),
+        int(num_bytes),
+        outside,
+        (etag, modified, fetched),
+        bool(unchanged),
     )
     return int(address), item

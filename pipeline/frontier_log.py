@@ -77,12 +77,6 @@ class FrontierLog:
             if segment.end > start:
                 yield from self._lines(number, segment, max(start, segment.start))
 
-    def whole(self) -> Iterator[tuple[int, str]]:
-        """(address, line) of all that was ever written, by this owner too."""
-        yield from self.replay()
-        last = dataclasses.replace(self._segments[-1], end=self.end)
-        yield from self._lines(len(self._segments) - 1, last, last.start)
-
     def _lines(self, number: int, segment: Segment, start: int) -> Iterator[tuple[int, str]]:
         return _lines(self._handles[number], segment, start)
 

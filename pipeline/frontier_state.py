@@ -56,21 +56,27 @@ def hostname_of(url: str) -> str:
 
 
 class Host:
-    """A host's queues (one for each priority) and what it has had so far."""
+    """A host's queues (one for each priority) and what it has had so far.
+
+    `held` come first; `deferred` wait until `deferred_until`, while the others go on.
+    `asked_for_s`: from the first request on, under owners before this one."""
 
     __slots__ = (
+        "asked_for_s",
+        "deferred",
+        "deferred_until",
         "dropped",
         "first_asked",
         "free_at",
         "heads",
         "held",
         "is_over",
-        "is_ready",
         "last_asked",
         "name",
         "num_bytes",
         "pages",
         "queues",
+        "ready_at",
         "shortest_gap_s",
     )
 
@@ -79,8 +85,11 @@ class Host:
         self.queues: dict[int, array.array[int]] = {}
         self.heads: dict[int, int] = {}  # taken so far from the front of each queue
         self.held: list[int] = []
+        self.deferred: list[int] = []
+        self.deferred_until = self.asked_for_s = 0.0
         self.free_at = 0.0
-        self.is_ready = self.is_over = False
+        self.ready_at: float | None = None  # when it is in the frontier's heap for
+        self.is_over = False
         self.pages = self.num_bytes = self.dropped = 0
         self.first_asked: float | None = None
         self.last_asked = 0.0
@@ -88,9 +97,33 @@ class Host:
 
     @property
     def num_waiting(self) -> int:
-        return len(self.held) + sum(
-            len(queue) - self.heads[priority] for priority, queue in self.queues.items()
-        )
+        return len(self.held) + len(self.deferred) + self._num_queued
+
+    @property
+    def _num_queued(self) -> int:
+        return sum(len(queue) - self.heads[priority] for priority, queue in self.queues.items())
+
+    @property
+    def next_turn(self) -> float:
+        """When the first of its URLs may be asked for."""
+        is_ready = bool(self.held or self.queues)
+        return self.free_at if is_ready else max(self.free_at, self.deferred_until)
+
+    def defer(self, address: int, until: float) -> None:
+        self.deferred_until = min(until, self.deferred_until) if self.deferred else until
+        self.deferred.append(address)
+
+    def resume(self, now: float) -> None:
+        """What was deferred until now comes first again."""
+        if self.deferred and now >= self.deferred_until:
+            self.held += self.deferred[::-1]
+            self.deferred = []
+
+    def asked_s(self, now: float | None = None) -> float:
+        """Seconds from the first request on, until the last one or `now`."""
+        if self.first_asked is None:
+            return self.asked_for_s
+        return self.asked_for_s + (self.last_asked if now is None else now) - self.first_asked
 
     def push(self, priority: int, address: int) -> None:
         if priority not in self.queues:
@@ -117,15 +150,15 @@ class Host:
     def waiting(self) -> dict[int, "array.array[int]"]:
         """What waits, by priority; what was held comes first."""
         found = {p: queue[self.heads[p] :] for p, queue in self.queues.items()}
-        if self.held:
+        if extra := self.held[::-1] + self.deferred:
             first = min(found, default=0)
-            found[first] = array.array("Q", self.held[::-1]) + found.get(first, array.array("Q"))
+            found[first] = array.array("Q", extra) + found.get(first, array.array("Q"))
         return found
 
     def sizes(self, is_asked: bool) -> list[tuple[int, int]]:
         """(priority, how many wait) in the order of `pieces`."""
         found = {p: len(queue) - self.heads[p] for p, queue in self.queues.items()}
-        extra = len(self.held) + is_asked
+        extra = len(self.held) + len(self.deferred) + is_asked
         if extra:
             first = min(found, default=0)
             found = {first: found.pop(first, 0) + extra, **found}
@@ -133,9 +166,9 @@ class Host:
 
     def pieces(self, in_flight: int | None) -> Iterator[bytes | memoryview]:
         """What waits, as the snapshot has it: the first queue begins with what is in flight and
-        what was held."""
+        what was held or deferred."""
         extra = [] if in_flight is None else [in_flight]
-        extra += self.held[::-1]
+        extra += self.held[::-1] + self.deferred
         if extra:
             yield array.array("Q", extra).tobytes()
         first = min(self.queues, default=0) if extra else next(iter(self.queues), 0)
@@ -153,7 +186,7 @@ class Host:
             else:
                 self.queues.pop(priority, None)
                 self.heads.pop(priority, None)
-        self.held = []
+        self.held, self.deferred = [], []
 
 
 @dataclasses.dataclass
@@ -162,12 +195,18 @@ class Tally:
 
     num_known: int = 0
     num_archived: int = 0
+    num_unchanged: int = 0  # of the archived
     num_bytes: int = 0
     statuses: Counter[int] = dataclasses.field(default_factory=Counter[int])
     dropped: Counter[str] = dataclasses.field(default_factory=Counter[str])
     warc_rows: Counter[str] = dataclasses.field(default_factory=Counter[str])
     warc_ends: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
     outside: Counter[str] = dataclasses.field(default_factory=Counter[str])
+
+    @property
+    def num_charged(self) -> int:
+        """What counts against the budget of pages."""
+        return self.num_archived - self.num_unchanged
 
     @property
     def num_finished(self) -> int:
@@ -181,6 +220,7 @@ class Tally:
         return Tally(
             data["num_known"],
             data["num_archived"],
+            data["num_unchanged"],
             data["num_bytes"],
             Counter({int(status): number for status, number in data["statuses"].items()}),
             Counter(data["dropped"]),
@@ -210,8 +250,8 @@ def write_snapshot(
     for host in hosts.values():
         lengths = [[priority, size] for priority, size in host.sizes(host.name in in_flight)]
         count += sum(size for _, size in lengths)
-        row = [host.name, host.pages, host.num_bytes, host.dropped, host.shortest_gap_s, lengths]
-        rows.append(json.dumps(row))
+        had = [host.pages, host.num_bytes, host.dropped, host.shortest_gap_s]
+        rows.append(json.dumps([host.name, *had, lengths, host.asked_s()]))
     meta = json.dumps({"end": head.end, "runs": list(head.runs), "tally": head.tally.to_json()})
     text = f'{meta[:-1]}, "hosts": [{",".join(rows)}]}}'.encode()
     del rows
@@ -262,8 +302,9 @@ def read_snapshot(folder: Path) -> Snapshot:
 
 
 def _hosts(rows: Sequence[Sequence[Any]], file: IO[bytes]) -> Iterator[Host]:
-    for name, pages, num_bytes, dropped, gap, lengths in rows:
+    for name, pages, num_bytes, dropped, gap, lengths, asked_s in rows:
         host = Host(name)
+        host.asked_for_s = asked_s
         host.pages, host.num_bytes, host.dropped, host.shortest_gap_s = (
             pages,
             num_bytes,

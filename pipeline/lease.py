@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.core import storage
 
 LEASE_S = 60.0
+MAX_LEASE_S = 86_400.0  # whoever claims more has not written it
 STOP_BEFORE_S = 15.0  # an owner stops this long before another may begin
 
 
@@ -105,12 +106,14 @@ class Lease:
         os.close(self._lock)
 
     def _read(self) -> "_Written":
+        newest = self._newest()
         try:
-            return _Written(**json.loads(storage.read_bytes(str(self.folder / "lease.json"))))
+            data = storage.read_bytes(str(self.folder / "lease.json"))
         except FileNotFoundError:
             return _Written(0, "", 0.0)
-        except (ValueError, TypeError):  # damaged from outside: the epochs' files are as good
-            return _Written(self._newest(), "", 0.0)
+        latest = self._wall() + max(self.lease_s, MAX_LEASE_S)
+        # Damaged from outside: the epochs' files are as good.
+        return _parsed(data, newest, latest) or _Written(newest, "", 0.0)
 
     def _write(self, expires: float) -> None:
         lease = _Written(self.epoch, socket.gethostname(), expires)
@@ -121,4 +124,19 @@ class Lease:
         return self.folder / f"epoch-{epoch:06d}"
 
     def _newest(self) -> int:
-        return max((int(path.name[6:]) for path in self.folder.glob("epoch-??????")), default=0)
+        found = self.folder.glob("epoch-" + "[0-9]" * 6)
+        return max((int(path.name[6:]) for path in found), default=0)
+
+
+def _parsed(data: bytes, newest: int, latest: float) -> _Written | None:
+    """What an owner wrote; None for what no owner can have written: an epoch that has no file, or
+    a time beyond `latest`, for which one would wait for ever."""
+    try:
+        match json.loads(data):
+            case {"epoch": int(epoch), "host": str(host), "expires": float() | int() as expires}:
+                is_sound = 0 <= epoch <= newest and expires <= latest  # not so for NaN
+                return _Written(epoch, host, float(expires)) if is_sound else None
+            case _:
+                return None
+    except (ValueError, RecursionError, OverflowError):
+        return None

@@ -6,21 +6,18 @@ ai.txt as Spawning's generator writes it; tdmrep.json by the TDM Reservation Pro
 import dataclasses
 import zlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from pipeline.origin_store import OriginStore
 from pipeline.politeness import TdmRep, ai_txt_refusal, parse_tdmrep
-from pipeline.robots import RobotsRules, binding_text, robots_url, rules_for
-from pipeline.robots_cache import MAX_ROBOTS_REDIRECTS, RobotsAnswer
+from pipeline.robots import RobotsRules, binding_text, is_answer, robots_url, rules_for
+from pipeline.robots_cache import MAX_RECENT, RobotsAnswer
 
 AI_TXT, TDMREP = "/ai.txt", "/.well-known/tdmrep.json"
 FILES = (AI_TXT, TDMREP)
 TTL_S = 24 * 3600.0
 RETRY_S = 3600.0  # after no answer: until then nothing is said
-_ENTRY_BYTES = 400  # what a known origin takes beside its files' text
-_MAX_PARSED = 200
 MAX_BYTES = 32 << 10  # of a file that are read: real ones have a few hundred
-_STATE_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,129 +42,93 @@ class _File:
 
 
 class OptOutCache:
-    """Asks for each origin's two files, one at a call: between two requests the host has its pause.
+    """What each origin's two files say: due one at a time, since between two requests the host has
+    its pause.
 
-    Of all origins that say something the text is kept compressed, up to `max_bytes` in all; the
-    least recently used are forgotten. Not for two concurrent `fetch` of one origin.
+    The text lies compressed in `store`; in memory is what the last used origins say, parsed, as
+    long as it has `max_parsed_chars` together.
     """
 
     def __init__(
         self,
         agent: str,
-        ask: Callable[[str], Awaitable[RobotsAnswer | None]],
+        store: OriginStore,
         clock: Callable[[], float],
         *,
-        max_bytes: int = 32 << 20,
+        max_parsed_chars: int = 2_000_000,
     ) -> None:
-        """`ask` and `clock` as for the RobotsCache."""
-        self.agent, self._ask, self._clock, self._max_bytes = agent, ask, clock, max_bytes
-        self._known: OrderedDict[str, dict[str, _File]] = OrderedDict()
-        self._parsed: OrderedDict[str, OptOuts] = OrderedDict()
-        self._num_bytes = 0
+        """`clock` as for the RobotsCache."""
+        self.agent, self._store, self._clock = agent, store, clock
+        self._max_parsed_chars, self._num_parsed_chars = max_parsed_chars, 0
+        self._recent: OrderedDict[str, tuple[float, OptOuts, int]] = OrderedDict()
         self._nothing = OptOuts(RobotsRules(agent, allow_all=True), TdmRep())
 
     def get(self, url: str) -> OptOuts | None:
-        """What the URL's origin says; None: `fetch` has still to ask."""
+        """What the URL's origin says; None: `due` names the file to ask for."""
         origin = _origin(url)
-        known = self._known.get(origin, {})
-        if self._due(known):
-            return None
-        self._known.move_to_end(origin)
-        if not any(file.packed for file in known.values()):
-            return self._nothing
-        if origin not in self._parsed:
-            self._parsed[origin] = self._parse(known)
-            if len(self._parsed) > _MAX_PARSED:
-                self._parsed.popitem(last=False)
-        self._parsed.move_to_end(origin)
-        return self._parsed[origin]
+        if found := self._recent.get(origin):
+            if self._is_due(found[0]):
+                return None
+            self._recent.move_to_end(origin)
+            return found[1]
+        files = [self._stored(origin + name) for name in FILES]
+        known = [file for file in files if file is not None and not self._is_due(file.due_at)]
+        return self._keep(origin, known) if len(known) == len(FILES) else None
 
-    async def fetch(self, url: str) -> None:
-        """Ask the URL's origin for the next file that is due, redirects followed."""
+    def due(self, url: str) -> str:
+        """The URL of the file that is to be asked for next."""
         origin = _origin(url)
-        known = self._forget(origin)
-        name = (self._due(known) or FILES)[0]
-        answer = await self._ask(origin + name)
-        for _hop in range(MAX_ROBOTS_REDIRECTS):
-            if answer is None or answer.location is None:
-                break
-            answer = await self._ask(answer.location)
-        is_silent = answer is None or answer.status >= 500 or answer.status == 429
-        body = answer.body if answer is not None and answer.status == 200 else b""
-        if is_silent:  # what it said before goes on to hold
-            packed = known[name].packed if name in known else b""
-            known[name] = _File(self._clock() + RETRY_S, packed)
+        for name in FILES:
+            known = self._stored(origin + name)
+            if known is None or self._is_due(known.due_at):
+                return origin + name
+        return origin + FILES[0]
+
+    def learn(self, file: str, answer: RobotsAnswer) -> None:
+        """Take in the answer to the question for `file`."""
+        is_ai_txt = file.endswith(AI_TXT)
+        if not is_answer(answer.status):  # what it said before goes on to hold
+            before = self._stored(file)
+            known = _File(self._clock() + RETRY_S, before.packed if before else b"")
         else:
-            known[name] = _File(self._clock() + TTL_S, self._binding(name, body))
-        self._keep(origin, known)
+            body = answer.body if answer.status == 200 else b""
+            known = _File(self._clock() + TTL_S, self._binding(body, is_ai_txt=is_ai_txt))
+        self._store.put(file, str(known.due_at), known.packed)
+        self._forget(file.removesuffix(AI_TXT if is_ai_txt else TDMREP))
 
-    def _due(self, known: dict[str, _File]) -> list[str]:
+    def _is_due(self, due_at: float) -> bool:
         now = self._clock()
-        return [
-            name
-            for name in FILES
-            if name not in known or not now < known[name].due_at <= now + TTL_S
-        ]
+        return not now < due_at <= now + TTL_S
 
-    def _binding(self, name: str, body: bytes) -> bytes:
+    def _stored(self, file: str) -> _File | None:
+        found = self._store.get(file)
+        return None if found is None else _File(float(found[0]), found[1])
+
+    def _binding(self, body: bytes, *, is_ai_txt: bool) -> bytes:
         """The part of a file that says something to us, compressed; empty for none."""
         body = body[:MAX_BYTES]
-        if name == AI_TXT:
+        if is_ai_txt:
             text = binding_text(body, self.agent)[0].encode(errors="replace")
             return zlib.compress(text) if text.strip() else b""
         return zlib.compress(body) if parse_tdmrep(body).rules else b""
 
-    def _parse(self, known: dict[str, _File]) -> OptOuts:
-        texts = {name: zlib.decompress(file.packed) for name, file in known.items() if file.packed}
-        ai_txt = rules_for(200, texts.get(AI_TXT, b""), self.agent)
-        return OptOuts(ai_txt, parse_tdmrep(texts.get(TDMREP, b"")))
+    def _keep(self, origin: str, known: Sequence[_File]) -> OptOuts:
+        ai_txt, tdmrep = (zlib.decompress(file.packed) if file.packed else b"" for file in known)
+        said = self._nothing
+        if ai_txt or tdmrep:
+            said = OptOuts(rules_for(200, ai_txt, self.agent), parse_tdmrep(tdmrep))
+        self._forget(origin)
+        self._recent[origin] = min(file.due_at for file in known), said, len(ai_txt) + len(tdmrep)
+        self._num_parsed_chars += len(ai_txt) + len(tdmrep)
+        while len(self._recent) > 1 and (
+            self._num_parsed_chars > self._max_parsed_chars or len(self._recent) > MAX_RECENT
+        ):
+            self._forget(next(iter(self._recent)))
+        return said
 
-    def _keep(self, origin: str, known: dict[str, _File]) -> None:
-        self._known[origin] = known
-        self._num_bytes += _size(known)
-        while self._num_bytes > self._max_bytes and len(self._known) > 1:
-            self._forget(next(iter(self._known)))
-
-    def _forget(self, origin: str) -> dict[str, _File]:
-        known = self._known.pop(origin, None)
-        self._parsed.pop(origin, None)
-        if known is None:
-            return {}
-        self._num_bytes -= _size(known)
-        return known
-
-    def state(self) -> dict[str, Any]:
-        """All that is known, for JSON, the least recently used first."""
-        return {
-            "version": _STATE_VERSION,
-            "agent": self.agent,
-            "origins": {
-                origin: {name: [file.due_at, _text(file)] for name, file in known.items()}
-                for origin, known in self._known.items()
-            },
-        }
-
-    def restore(self, state: dict[str, Any]) -> int:
-        """Take over what `state` gave; how many origins it was. 0 if it was another agent's."""
-        if (state.get("version"), state.get("agent")) != (_STATE_VERSION, self.agent):
-            return 0
-        for origin, files in state["origins"].items():
-            known = {
-                name: _File(float(due_at), self._binding(name, text.encode("latin-1")))
-                for name, (due_at, text) in files.items()
-                if name in FILES
-            }
-            self._keep(origin, known)
-        return len(self._known)
-
-
-def _text(file: _File) -> str:
-    """Its bytes as characters: a tdmrep.json may be in any encoding that JSON may."""
-    return zlib.decompress(file.packed).decode("latin-1") if file.packed else ""
-
-
-def _size(known: dict[str, _File]) -> int:
-    return _ENTRY_BYTES + sum(len(file.packed) for file in known.values())
+    def _forget(self, origin: str) -> None:
+        if found := self._recent.pop(origin, None):
+            self._num_parsed_chars -= found[2]
 
 
 def _origin(url: str) -> str:

@@ -3,7 +3,6 @@
 How a request is made is pipeline/fetch.py's part; what is asked for, pipeline/crawl_shard.py's.
 """
 
-import asyncio
 import contextlib
 import time
 from collections import Counter
@@ -15,26 +14,19 @@ from pipeline.crawl_config import CrawlConfig
 from pipeline.fetch import Conditions, Fetcher, FetchError, Page
 from pipeline.frontier_state import Host
 from pipeline.politeness import HostPace, PaceLimits, retry_after_s
-from pipeline.responses import REDIRECTS
-from pipeline.robots import MAX_ROBOTS_BYTES
-from pipeline.robots_cache import RobotsAnswer
 from pipeline.seeds import read_networks
-from pipeline.urls import canonical
 
 MAX_RETRY_AFTER_S = 300.0
 KEEP_ALIVE_S = 15.0  # servers close sooner or about then
-SHORT_RETRY_S = 3.0  # a robots.txt that fails is asked again so soon, or as its cache says
 TRY_AGAIN = (429, 500, 502, 503, 504)
 
 
 class PoliteFetcher:
-    """The paces of one shard's hosts. `may_begin` is called before each request and may raise;
-    with `is_stopping` nothing is asked again at once."""
+    """The paces of one shard's hosts. `may_begin` is called before each request and may raise."""
 
     def __init__(self, config: CrawlConfig, may_begin: Callable[[], None]) -> None:
         self.config, self._may_begin = config, may_begin
         self.retries: Counter[str] = Counter()
-        self.is_stopping = False
         self._paces: dict[str, HostPace] = {}
         self._limits = PaceLimits(config.delay_s, config.max_delay_s, config.latency_factor)
 
@@ -42,9 +34,8 @@ class PoliteFetcher:
     async def connected(self, resolver: AbstractResolver) -> AsyncGenerator[None]:
         """Requests are made inside of this."""
         config = self.config
-        agent = f"{config.user_agent} (+{config.contact})" if config.contact else config.user_agent
         async with Fetcher(
-            user_agent=agent,
+            user_agent=user_agent(config),
             max_bytes=config.max_bytes,
             timeout_s=config.timeout_s,
             min_bytes_per_s=config.min_bytes_per_s,
@@ -73,22 +64,28 @@ class PoliteFetcher:
         *,
         conditions: Conditions | None = None,
         cut_at: int | None = None,
+        timeout_s: float | None = None,
     ) -> tuple[Page | str, float | None]:
         """The response, or the reason why there is none; and seconds until another try, if one
-        may help. With `cut_at`, so many bytes of whatever type it is."""
+        may help. With `cut_at`, so many bytes of whatever type it is; `timeout_s` stands for the
+        config's."""
         self._note_start(host)
         pace, asked_s = self.pace(host), 0.0
         types = None if cut_at is None else ()
         try:
             answer: Page | str = await self._fetcher.get(
-                url, cut_at=cut_at, conditions=conditions, accept_types=types
+                url,
+                cut_at=cut_at,
+                conditions=conditions,
+                accept_types=types,
+                timeout_s=timeout_s,
             )
         except FetchError as error:
             answer, reason, again = error.reason, error.reason, error.transient
             if again:
                 pace.failed()
         else:
-            asked_s = _retry_after(answer)
+            asked_s = asked_to_wait_s(answer)
             reason = f"status {answer.status}"
             again = answer.status in TRY_AGAIN and asked_s <= MAX_RETRY_AFTER_S
             if answer.status in (429, 503):
@@ -99,21 +96,6 @@ class PoliteFetcher:
             return answer, None
         self.retries[reason] += 1
         return answer, max(pace.delay_s, self.config.retry_delay_s * 2**attempt, asked_s)
-
-    async def get_rules(self, url: str, host: Host) -> RobotsAnswer | None:
-        """A robots.txt, or a file like it, with a retry or two at once; None if there is no
-        answer. Redirects are the caller's."""
-        attempt = 0
-        answer, again_s = await self.get(url, host, attempt, cut_at=MAX_ROBOTS_BYTES)
-        while again_s is not None and again_s <= SHORT_RETRY_S and not self.is_stopping:
-            await asyncio.sleep(again_s)
-            attempt += 1
-            answer, again_s = await self.get(url, host, attempt, cut_at=MAX_ROBOTS_BYTES)
-        if isinstance(answer, str):
-            return None
-        moved = answer.status in REDIRECTS
-        target = canonical(answer.headers.get("location", ""), url) if moved else None
-        return RobotsAnswer(answer.status, answer.payload, target, _retry_after(answer))
 
     def _note_start(self, host: Host) -> None:
         """For the report: the shortest time between the beginnings of two requests to a host."""
@@ -128,7 +110,12 @@ class PoliteFetcher:
         host.last_asked = now
 
 
-def _retry_after(page: Page) -> float:
+def user_agent(config: CrawlConfig) -> str:
+    """As the servers see it."""
+    return f"{config.user_agent} (+{config.contact})" if config.contact else config.user_agent
+
+
+def asked_to_wait_s(page: Page) -> float:
     """Seconds that a response asks us to wait; 0 if it does not."""
     value = page.headers.get("retry-after", "")
     return retry_after_s(value, page.exchange.fetched_at) or 0.0 if value else 0.0

@@ -154,7 +154,9 @@ def _moment(text: str) -> dt.datetime | None:
 
 
 def _reservation(value: Any) -> bool | None:
-    """TDMRep: 1 is reserved, 0 is not, anything else is unset."""
+    """TDMRep: 1 is reserved, 0 is not (in JSON also 1.0 and 0.0), anything else is unset."""
+    if isinstance(value, float) and value in (0.0, 1.0):
+        value = int(value)
     return {"1": True, "0": False}.get(str(value).strip())
 
 

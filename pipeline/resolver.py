@@ -74,6 +74,15 @@ def is_public(address: str) -> bool:
     return may_reach(address)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a URL's host is this machine by its very name."""
+    name = host.strip("[]")
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
 def _inner(ip: Address) -> Address:
     if isinstance(ip, ipaddress.IPv4Address):
         return ip

@@ -19,6 +19,7 @@ MAX_RULE_CHARS = 4096  # no URL that we ask for is longer
 MAX_WILDCARDS = 3000  # of one group: 30 ms a URL at worst; whole real files have at most 1,179
 REFUSED, REFUSED_AI, TOO_SLOW = "robots", "ai opt-out: robots", "robots crawl-delay"
 UNREACHABLE = "robots unreachable"
+ADDRESS_REFUSED = "address refused"  # as pipeline/fetch_failures.py says it
 _LINE_END = re.compile(r"\r\n?|\n")
 # Python and protego break lines at these too, RFC 9309 does not; in a URL they are escaped.
 _NO_LINE_END = re.compile("[\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
@@ -46,7 +47,7 @@ class RobotsRules:
     """What one origin allows one agent. `reason` says why a refused URL is refused.
 
     `retry_at`, on the cache's clock: the rules cannot be had now, and the origin's URLs are to
-    wait until then; None with the reason UNREACHABLE: they are to be dropped. `oddities` are to
+    wait until then; None where nothing is allowed: they are to be dropped. `oddities` are to
     be counted: "html", "binary", "cut", "rules cut".
     """
 
@@ -106,9 +107,12 @@ def rules_for(status: int, body: bytes, agent: str, also_obey: Sequence[str] = (
     return rules_of(*binding_text(body, agent, also_obey), agent, also_obey)
 
 
-def unreachable(agent: str, retry_at: float | None = None) -> RobotsRules:
-    """§2.3.1.4: rules that cannot be had (5xx, no answer) forbid all."""
-    return RobotsRules(agent, allow_all=False, reason=UNREACHABLE, retry_at=retry_at)
+def unreachable(agent: str, retry_at: float | None = None, failure: str = "") -> RobotsRules:
+    """§2.3.1.4: rules that cannot be had (5xx, no answer) forbid all. `failure`: why not."""
+    reason = f"{UNREACHABLE}: {failure}" if failure else UNREACHABLE
+    if failure == ADDRESS_REFUSED:
+        reason = failure
+    return RobotsRules(agent, allow_all=False, reason=reason, retry_at=retry_at)
 
 
 def binding_text(

@@ -11,12 +11,19 @@ from aiohttp.abc import AbstractResolver
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_url
 from pipeline.crawl_config import CrawlConfig
-from pipeline.resolver import Network, SystemResolver, may_reach
-from pipeline.urls import Scope, canonical, registrable_domain
+from pipeline.resolver import Network, SystemResolver, is_loopback, may_reach
+from pipeline.urls import Scope, canonical, registrable_domain, trap_of
 
 _PORTS = {"http:": 80, "https:": 443}
 _LOOKUPS = 100  # of seeds' names, at a time
 _SHOWN = 5
+_KEYS = {  # which key a refusal comes from
+    "excluded": "exclude_paths",
+    "included": "include_paths",
+    "blocked": "blocked_domains",
+    "port": "ports",
+    "trap": "traps = false, or the seed",
+}
 
 
 def read_seeds(config: CrawlConfig) -> list[str]:
@@ -36,12 +43,13 @@ def read_seeds(config: CrawlConfig) -> list[str]:
             raise UserError(f"crawl.allowed_hosts: {host!r} is no host name, as www.example.org is")
     names = [*map(_hostname, urls), *(_hostname(f"http://{h}/") for h in config.allowed_hosts)]
     wide = ["the whole web"] if config.scope == "any" else list(config.allowed_domains)
-    outside = next((name for name in [*names, *wide] if not _is_loopback(name)), None)
+    outside = next((name for name in [*names, *wide] if not is_loopback(name)), None)
     contact = config.contact
     if outside and not ("@" in contact or contact.startswith(("http://", "https://"))):
+        given = f"; {contact!r} is neither" if contact else ""
         raise UserError(
-            f"crawling {outside} needs crawl.contact: a URL or e-mail address in the user agent,"
-            " for the site's owner to turn to"
+            f"crawling {outside} needs crawl.contact: a URL (http…) or an e-mail address in the"
+            f" user agent, for the site's owner to turn to{given}"
         )
     return urls
 
@@ -66,6 +74,30 @@ def read_scope(config: CrawlConfig, seeds: Sequence[str]) -> Scope:
     )
 
 
+def check_scope(config: CrawlConfig, seeds: Sequence[str], scope: Scope, year: int) -> list[str]:
+    """What is wrong with the seeds that the crawl's own rules refuse. Raises UserError if that is
+    all of them."""
+    problems: list[str] = []
+    for seed in seeds:
+        reason = scope.refusal(seed, 0) or (trap_of(seed, year) if config.traps else None)
+        if reason:
+            key = next((k for part, k in _KEYS.items() if part in reason), "scope")
+            problems.append(
+                f"crawl.seeds: {seed} is refused by the crawl's own rules ({reason}); change"
+                f" crawl.{key}"
+            )
+    return _shown(problems, len(seeds))
+
+
+def _shown(problems: Sequence[str], num_seeds: int) -> list[str]:
+    """The first few, and how many more. Raises UserError if no seed is without."""
+    if problems and len(problems) == num_seeds:
+        more = f" (and so for {num_seeds - 1:,} more)" if num_seeds > 1 else ""
+        raise UserError(problems[0] + more)
+    left_out = len(problems) - _SHOWN
+    return [*problems[:_SHOWN], *[f"… and {left_out:,} more of crawl.seeds"] * (left_out > 0)]
+
+
 def read_networks(config: CrawlConfig) -> tuple[Network, ...]:
     """The private networks that may be reached. Raises UserError for what is none."""
     try:
@@ -77,25 +109,39 @@ def read_networks(config: CrawlConfig) -> tuple[Network, ...]:
 
 
 async def check_addresses(
-    config: CrawlConfig, urls: Iterable[str], resolver: AbstractResolver | None
+    config: CrawlConfig,
+    urls: Iterable[str],
+    resolver: AbstractResolver | None,
+    timeout_s: float = 10.0,
 ) -> list[str]:
     """What is wrong with the seeds whose hosts have no address or none that may be reached: the
-    crawl will count them. Raises UserError if that is all of them. Behind a proxy names and
-    addresses are the proxy's business."""
+    crawl will count them. Who has not answered after `timeout_s` in all is not waited for. Raises
+    UserError if no host is without a fault. Behind a proxy names and addresses are the proxy's
+    business."""
     hosts = {} if config.proxy else {_hostname(url): _port(url) for url in urls}
-    resolver = resolver or SystemResolver()
+    asked = resolver or SystemResolver()
     networks, turns = read_networks(config), asyncio.Semaphore(_LOOKUPS)
 
     async def problem(name: str, port: int) -> str | None:
         async with turns:
-            return await _problem(config, networks, resolver, name, port)
+            return await _problem(config, networks, asked, name, port)
 
-    found = await asyncio.gather(*(problem(name, port) for name, port in hosts.items()))
-    problems = [said for said in found if said]
-    if problems and len(problems) == len(hosts):
-        raise UserError(problems[0])
-    shown = problems[:_SHOWN]
-    return shown + [f"… and {len(problems) - _SHOWN:,} seeds more"] * (len(problems) > _SHOWN)
+    tasks = [asyncio.create_task(problem(name, port)) for name, port in hosts.items()]
+    done = (await asyncio.wait(tasks, timeout=timeout_s))[0] if tasks else set()
+    late = [task for task in tasks if task not in done]
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    if resolver is None:
+        await asked.close()  # without waiting for its threads
+    said = [task.result() for task in tasks if task in done]
+    problems = _shown([line for line in said if line], len(hosts))
+    if late:
+        problems.append(
+            f"crawl.seeds: no answer on {len(late):,} of {len(hosts):,} hosts' addresses within"
+            f" {timeout_s:g} s; the crawl asks for them again"
+        )
+    return problems
 
 
 async def _problem(
@@ -139,10 +185,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(name: str) -> bool:
-    bare = name.strip("[]")
-    if _is_address(bare):
-        return ipaddress.ip_address(bare).is_loopback
-    return bare == "localhost" or bare.endswith(".localhost")

@@ -38,12 +38,28 @@ _PATH_TICKET = re.compile(
 )
 _LONG_HEX = re.compile(r"[0-9a-fA-F]{16,}")
 
-_MAYBE_DATE = re.compile(r"[12][0-9]{3}[-/][0-9]|year=")
+_MAYBE_YEAR = re.compile(r"[12][0-9]{3}")
+# A calendar by its name; one that is only named after its events shows months, not an event.
 _CALENDAR = re.compile(
     r"calend|kalend|agenda|[?&](?:year|month|week|day|date|tribe-bar-date)=", re.I
 )
-_MONTH = re.compile(r"(?<![0-9])([12][0-9]{3})[-/](?:0?[1-9]|1[0-2])(?![0-9])")
-_YEAR = re.compile(r"[?&]year=([0-9]{4})(?![0-9])")
+_EVENTS = re.compile(
+    r"/(?:events?|termine?|veranstaltung(?:en)?|[eé]v[eé]nements?|eventos?|eventi|whats-on)/"
+    r"(?:[a-z]+/)?[0-9/-]+(?:$|[?])",
+    re.I,
+)
+_MONTHS = r"(?:0?[1-9]|1[0-2]|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*)"
+_YEARS = tuple(
+    re.compile(pattern, re.I)
+    for pattern in (
+        rf"(?<![0-9])([12][0-9]{{3}})[-/]{_MONTHS}(?!-?[a-z]|[0-9])",
+        rf"(?<![0-9a-z]){_MONTHS}[-/]([12][0-9]{{3}})(?![0-9])",
+        r"[?&](?:year|yr|jahr)=([0-9]{4})(?![0-9])",
+        r"[?&][a-z-]*(?:date|month|day|week)=([12][0-9]{3})(?:0[1-9]|1[0-2])(?:[0-3][0-9])?(?![0-9])",
+        r"[ck]alend[a-z]*/([12][0-9]{3})/?$",
+        r"[ck]alend[^?]*/(2[0-9]{3})(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?![0-9])",
+    )
+)
 _DAY = re.compile(
     r"(?<![0-9])(2[0-9]{3})([-/])(?:0[1-9]|1[0-2])\2(?:0[1-9]|[12][0-9]|3[01])(?![0-9])"
 )
@@ -202,8 +218,9 @@ def trap_of(url: str, year: int) -> str | None:
     """Why a canonical URL looks like one of endlessly many, or None. `year` is the current one.
 
     More than 2,048 characters; more than 20 path segments; one segment (not a number) more than
-    3 times; more than 20 query parameters; a calendar's page before 1970 or more than 3 years
-    ahead, or any whole date more than 10 years ahead (but before 3000: that is no date).
+    3 times; more than 20 query parameters; a calendar's page before 1970 or later than the next
+    year, or any whole date more than 10 years ahead (but before 3000: that is no date). So a
+    calendar by the day costs at most 730 pages ahead. Dates in the past are what archives have.
     """
     if len(url) > MAX_TRAP_FREE_CHARS:
         return "trap: long"
@@ -224,14 +241,18 @@ def trap_of(url: str, year: int) -> str | None:
 
 
 def _is_far_date(url: str, year: int) -> bool:
-    if not _MAYBE_DATE.search(url):
+    if not _MAYBE_YEAR.search(url):
         return False
     if any(int(found[1]) > year + 10 for found in _DAY.finditer(url)):
         return True
-    if not _CALENDAR.search(url):
+    calendar = _CALENDAR.search(url) or _EVENTS.search(url)
+    if not calendar:
         return False
-    years = [int(found[1]) for pattern in (_MONTH, _YEAR) for found in pattern.finditer(url)]
-    return any(found < 1970 or found > year + 3 for found in years)
+    # What comes before the word is no date of it: 1850/12/agenda.html.
+    start = calendar.start()
+    years = [int(found[1]) for pattern in _YEARS for found in pattern.finditer(url, start)]
+    first = 1970 if calendar[0].isalpha() else 0  # "?date=1931-03-02" is an archive's
+    return any(found < first or found > year + 1 for found in years)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -183,11 +183,11 @@ class _Archive:
             return None
         offset, length = record.stream_pos, record.content_length
         if length > self.max_block_bytes:
-            return WarcDamage(self.url, offset, f"record of {length:,} bytes is over the limit")
+            return WarcDamage(self.url, offset, f"record over the limit: {length:,} bytes")
         block = _read_block(record, length)
         if len(block) < length:
             return WarcDamage(
-                self.url, offset, f"record cut off after {len(block):,} of {length:,} bytes"
+                self.url, offset, f"record cut off: {len(block):,} of {length:,} bytes"
             )
         headers = record.headers
         url = (headers.get(WarcHeader.WARC_TARGET_URI) or "").strip().strip("<>")

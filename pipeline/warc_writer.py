@@ -31,6 +31,7 @@ _WARC = ".warc.gz"
 _OPEN = ".open"
 _CLAIMED = ".claimed"  # an open file that a successor took over and has not yet saved
 _PROFILES = "http://netpreserve.org/warc/1.1/revisit/"
+_WARC_1_1 = "http://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/"
 _HTTP_REQUEST = "application/http; msgtype=request"
 _HTTP_RESPONSE = "application/http; msgtype=response"
 _FIELDS = "application/warc-fields"
@@ -99,6 +100,7 @@ class WarcSeries:
         max_bytes: int,
         known: Mapping[str, int],
         *,
+        info: Mapping[str, str] | None = None,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         """Save what earlier writers left open in the folder; the first write begins a new file.
@@ -108,10 +110,12 @@ class WarcSeries:
         file was never logged, and goes. `recovered` then tells how much of each was saved: less
         than `known` where the file was short or damaged (a power cut), never a part of a record.
         A writer that was taken over so can change no finished file, and gets FileNotFoundError
-        from `finish`.
+        from `finish`. `info` (operator, robots, http-header-user-agent …) goes into each file's
+        warcinfo record, empty values left out.
         """
         self.folder, self.prefix, self.software = folder, prefix, software
         self.max_bytes, self.now = max_bytes, now
+        self._info = {name: value for name, value in (info or {}).items() if value}
         self.recovered: dict[str, int] = {}
         self._file: IO[bytes] | None = None
         self._name, self._end = "", 0
@@ -217,7 +221,12 @@ class WarcSeries:
         self._file = (self.folder / (self._name + _OPEN)).open("xb", buffering=0)
         self._number += 1
         self._end, self._index = 0, cdxj.Index(self.folder)
-        block = _warc_fields({"software": self.software, "format": "WARC File Format 1.1"})
+        about = {
+            "software": self.software,
+            "format": "WARC File Format 1.1",
+            "conformsTo": _WARC_1_1,
+        }
+        block = _warc_fields({**about, **self._info})
         name = f"WARC-Filename: {_one_line(self._name)}\r\n"
         self._append(_member("warcinfo", _date(self.now()), name, _FIELDS, block))
 

@@ -14,20 +14,21 @@ import logging
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from pipeline.core import storage
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, is_disk_full
 from pipeline.core.identity import canonical_json, sha256_text, stage_key
 from pipeline.core.progress import Progress
 from pipeline.core.remote import Runtime
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 _PLANNING: contextvars.ContextVar[bool] = contextvars.ContextVar("planning", default=False)
 T = TypeVar("T")
 
@@ -259,9 +260,7 @@ class StageOutput:
         if not storage.is_local(self.url):
             yield
             return
-        path = storage.local_path(self.url) / ".lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
+        with self._lock_file() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -269,6 +268,36 @@ class StageOutput:
                     f"another run is writing {self.url}; wait for it, or end it, then rerun"
                 ) from None
             yield
+
+    def _lock_file(self) -> IO[str]:
+        path = storage.local_path(self.url) / LOCK
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("a+")
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            raise self._bad_root(error, path.parent) from None
+
+    def check_root(self) -> None:
+        """Whether `lock` will find a folder that it can make and write; leaves nothing behind.
+        Raises UserError."""
+        if not storage.is_local(self.url):
+            return
+        folder = storage.local_path(self.url)
+        try:
+            while not os.path.lexists(folder):
+                folder = folder.parent
+            tempfile.TemporaryDirectory(dir=folder).cleanup()
+        except OSError as error:
+            if not is_disk_full(error):
+                raise self._bad_root(error, folder) from None
+
+    def _bad_root(self, error: OSError, place: Path) -> UserError:
+        return UserError(
+            f"run.root = {self.root!r} is no folder that results can be written to"
+            f" ({place}: {error.strerror}); name another"
+        )
 
 
 def describe_file(url: str, name: str, num_rows: int = 0) -> FileEntry:

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import posixpath
+import sqlite3
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -139,3 +140,16 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def sqlite_at(path: Path) -> Generator[None]:
+    """SQLite calls it an "I/O error" when a quota or a limit on files stops a write: writing once
+    more without it raises the OSError."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_IOERR_WRITE:
+            with path.open("ab") as file:
+                file.write(bytes(1 << 16))
+        raise

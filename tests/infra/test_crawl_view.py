@@ -9,10 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from infra.crawl_view import keys_by_kind, status_text
 from infra.demo_site import DemoSite
 from pipeline.core.errors import UserError
+from pipeline.core.manifest import StageOutput
+from pipeline.crawl_config import CrawlConfig
 from pipeline.crawl_service import ShardStatus
-from pipeline.crawl_status import CrawlStatus, StatusBoard, metrics, read_status, served_metrics
+from pipeline.crawl_status import (
+    CrawlStatus,
+    StatusBoard,
+    is_running,
+    metrics,
+    note,
+    read_status,
+    served_metrics,
+)
 from pipeline.frontier_state import Tally
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,6 +52,8 @@ def test_plan_run_status_and_report(site: DemoSite, tmp_path: Path) -> None:
     plan = _flywheel("--dry-run", *common)
     assert plan.returncode == 0, plan.stderr
     assert "not begun" in plan.stdout
+    assert re.search(r"may be changed on the way: .*delay_s", plan.stdout)
+    assert re.search(r"another crawl, .*: seeds, .*max_pages", plan.stdout)
     assert not (tmp_path / "data").exists()
     early = _flywheel("--status", *common)
     assert early.returncode == 2
@@ -55,6 +68,9 @@ def test_plan_run_status_and_report(site: DemoSite, tmp_path: Path) -> None:
         assert title in page
     assert "127.0.0.1" in page
     assert "<script" not in page
+    assert re.search(r"Of \d+ known URLs \d+ were not taken: crawl.max_pages was used up", page)
+    assert 'href="shard-00000/not-kept.tsv.gz"' in page
+    assert "not taken" in done.stdout
 
     status = _flywheel("--status", *common)
     assert status.returncode == 0, status.stderr
@@ -86,13 +102,86 @@ def _status(**changes) -> CrawlStatus:
     return CrawlStatus(**{**values, **changes})
 
 
-def test_a_crawl_that_is_silent_is_said_to_be() -> None:
-    from infra.crawl_view import status_text
+def test_the_status_says_whether_the_crawl_runs() -> None:
+    text = status_text(_status(), 101.0, is_locked=True)
+    assert text.startswith("crawling, begun 1m41s ago")
+    assert "5 of 10 pages" in text
+    assert "0.1 pages/s · 1m40s left" in text
+    assert "20 URLs known · 14 waiting at 2 hosts · 1 in flight" in text
+    assert status_text(_status(), 300.0, is_locked=True).startswith("silent for 3m20s")
+    for unknown in (False, None):
+        text = status_text(_status(), 300.0, unknown)
+        assert text.startswith("not running: last seen 3m20s ago; the same command goes on")
+        assert "left at this rate" not in text
+    assert status_text(_status(), 110.0, is_locked=False).startswith("crawling"), "just begun"
+    text = status_text(_status(state="stopped"), 103.0, is_locked=False)
+    assert text.startswith("stopped 3s ago; the same command goes on")
+    left = _status(state="finished", hosts=0, busy=0, ended_by="max_seconds")
+    text = status_text(left, 103.0)
+    assert text.startswith("finished 3s ago")
+    assert "14 not taken · crawl.max_seconds was used up" in text
+    assert "at 0 hosts" not in text
 
-    assert status_text(_status(), 101.0).startswith("crawling, begun 1m41s ago")
-    assert "5 of 10 pages" in status_text(_status(), 101.0)
-    assert "0.1 pages/s · 1m40s left" in status_text(_status(), 101.0)
-    assert "silent for 3m20s" in status_text(_status(), 300.0)
+
+def test_what_is_left_leaves_out_what_no_budget_is_for() -> None:
+    many = {"max_pages": 1000, "num_known": 500, "num_waiting": 490, "busy": 1}
+    assert _status(**many).num_wanted == 496
+    assert _status(**many, num_excluded=300).num_wanted == 196
+    assert _status(num_excluded=14, busy=0).num_wanted == 5
+    assert _status(num_excluded=9000).num_wanted == 5, "what is there stays"
+    text = status_text(_status(**many, num_excluded=300), 101.0, is_locked=True)
+    assert "5 of 196 pages" in text
+    assert "300 of them beyond their hosts' budgets" in text
+
+
+def test_the_line_names_what_holds_the_crawl_up() -> None:
+    waits = [["slow.example", 340, 12.4], ["b.example", 2, 60.0]]
+    said = "waiting for slow.example (next in 12 s, 340 URLs) and 1 more host"
+    assert note(_status(waits=waits, busy=0)).endswith(said)
+    assert "waiting for" not in note(_status(waits=waits, busy=1))
+    assert "waiting for" not in note(_status(waits=[["a.example", 3, 0.4]], busy=0))
+    text = status_text(_status(waits=waits), 101.0, is_locked=True)
+    assert "waiting for b.example: 2 URLs, next in 60 s" in text
+
+
+def test_the_line_tells_refused_from_unreachable() -> None:
+    dropped = {"robots": 3, "robots unreachable": 2, "robots crawl-delay": 1, "timeout": 1}
+    line = note(_status(dropped=dropped, hosts=1, num_waiting=1))
+    assert line == "0.0 MB · 1 waiting at 1 host · 4 blocked by robots · 2 unreachable · 1 dropped"
+    assert "waiting" not in note(_status(hosts=0, num_waiting=0))
+
+
+def test_whether_a_crawl_runs_is_told_by_its_lock(tmp_path: Path) -> None:
+    output = StageOutput.of(str(tmp_path), "crawl", 1, {}, {})
+    assert is_running(Path(output.url)) is None
+    with output.lock():
+        assert is_running(Path(output.url)) is True
+    assert is_running(Path(output.url)) is False
+    with output.lock():
+        pass  # whoever looked holds nothing
+
+
+def test_the_docs_name_each_key_with_its_kind() -> None:
+    free, bound = keys_by_kind()
+    assert {*free, *bound, "num_shards"} == CrawlConfig.model_fields.keys()
+    assert {"delay_s", "contact", "concurrency"} <= set(free)
+    assert {"seeds", "max_pages", "timeout_s"} <= set(bound)
+    docs = (REPOSITORY / "docs/crawling.md").read_text()
+    table = docs.partition("## Changed on the way")[2].partition("##")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| `")]
+    assert [set(re.findall(r"`(\w+)`", line)) for line in lines] == [set(free), set(bound)]
+
+
+def test_a_recrawl_says_what_changed(site: DemoSite, tmp_path: Path) -> None:
+    common = [f'crawl.seeds=["{site.url}"]', f"run.root={tmp_path}/data", "crawl.max_pages=9"]
+    assert "since the crawl before" not in _flywheel(*common).stdout
+    again = _flywheel(*common, "crawl.epoch=1")
+    assert again.returncode == 0, again.stderr
+    said = re.search(r"since the crawl before: (\d+) new, (\d+) unchanged$", again.stdout, re.M)
+    assert said is not None, again.stdout
+    assert said[1] == said[2] == "9"  # what has not changed costs none of max_pages
+    (page,) = [p for p in tmp_path.rglob("crawl.html") if "Since the crawl" in p.read_text()]
+    assert said[0].partition(": ")[2] in page.read_text()
 
 
 def test_metrics_are_prometheus_text() -> None:
@@ -160,3 +249,43 @@ def test_a_shard_between_two_owners_is_shown_as_it_was(tmp_path: Path) -> None:
     assert status.shards[1][2:] == ["waiting for its lease", 40, 40]
     assert all(shard.is_known for shard in board.shards)
     assert status.busy == 1
+
+
+def test_the_rate_after_a_resume_is_of_this_run(tmp_path: Path) -> None:
+    board = StatusBoard(tmp_path, 1000)
+    assert board.update([_shard(0, -1), _shard(1, 5, 400)]).timeline == []
+    status = board.update([_shard(0, 7, 500), _shard(1, 5, 400)])
+    assert [point[1] for point in status.timeline] == [900]
+    board.started -= 10
+    status = board.update([_shard(0, 7, 520), _shard(1, 5, 400)])
+    assert 1.5 < status.pages_per_s <= 2.0
+
+
+def test_who_cannot_speak_at_the_end_is_shown_as_it_was(tmp_path: Path) -> None:
+    board = StatusBoard(tmp_path, 100)
+    board.update([_shard(0, 5, 30), _shard(1, 9, 40)])
+    board.end([None, _shard(1, 12, 44)], "stopped")
+    status = read_status(tmp_path)
+    assert (status.state, status.num_archived) == ("stopped", 74)
+    assert [shard[2] for shard in status.shards] == ["stopped", "stopped"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["crawl.allow_private=false"], "crawl.allow_private = true"),
+        (['crawl.seeds=["https://example.org/"]', "crawl.contact=me"], "'me' is neither"),
+        (["crawl.blocked_domains=['127.0.0.1']"], "change crawl.blocked_domains"),
+        (["crawl.drop_parameters=['']"], "query parameter ''"),
+        (["run.root=/proc/x"], "run.root = '/proc/x' is no folder"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(
+    site: DemoSite, tmp_path: Path, changes: list[str], message: str
+) -> None:
+    common = [f'crawl.seeds=["{site.url}"]', f"run.root={tmp_path}/data", *changes]
+    plan, run = _flywheel("--dry-run", *common), _flywheel(*common)
+    assert (plan.returncode, run.returncode) == (2, 2)
+    assert plan.stderr == run.stderr
+    assert message in plan.stderr
+    assert not (tmp_path / "data").exists()

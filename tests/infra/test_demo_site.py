@@ -9,12 +9,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 import urllib.robotparser
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -23,6 +20,7 @@ import pytest
 from infra.demo_pages import install_paths, scrubber, stdlib_modules
 from infra.demo_site import DemoSite, Renderer, main
 from pipeline.core.errors import UserError
+from tests.infra.demo_client import ask, ended, links, plain
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("heapq", "json", "json.decoder", "json.encoder", "re", "textwrap")
@@ -42,48 +40,6 @@ def seeded(letters=frozenset("abcdefgh")): pass
 def bare(): pass
 """
 FORBIDDEN = ("antigravity", "idlelib", "lib2to3", "test", "this", "turtledemo")
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        return self.body.decode()
-
-
-def ask(site: DemoSite, path: str, method: str = "GET", **headers: str) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=30)
-    try:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, headers=sent, body=b"x" if method == "POST" else None)
-        response = connection.getresponse()
-        return Answer(response.status, response.headers, response.read())
-    finally:
-        connection.close()
-
-
-def links(page: str) -> set[str]:
-    return {html.unescape(link) for link in re.findall(r'<a href="([^"]*)"', page)}
-
-
-def plain(page: str) -> str:
-    return html.unescape(re.sub("<[^>]+>", "", page))
-
-
-def ended(pid: int | None) -> bool:
-    """Whether a process is gone, or goes within seconds: a killed one takes a moment."""
-    for _ in range(100):
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture(scope="module")
@@ -318,113 +274,6 @@ def test_a_port_in_use_is_one_line_that_names_the_mend(
     assert error.count("\n") == 1
     assert str(site.port) in error
     assert "site.port=NUMBER" in error
-
-
-# ------------------------------------------------------------------------ modules that misbehave
-
-MISBEHAVING = {
-    "hangs": "import time\ntime.sleep(60)",
-    "raises": "raise ValueError('no')",
-    "leaves": "raise SystemExit(0)",
-    "dies": "import os\nos._exit(3)",
-    "crashes": "import os\nos.abort()",
-    "loud": "'''Loud.'''\nimport os, sys\nprint('{}')\nos.write(1, b'{}\\n')\n"
-    "READ = sys.stdin.read() + str(os.read(0, 9))",
-    "counts": "'''Counts.'''\nopen(__file__ + '.log', 'a').write('x')",
-}
-
-
-@pytest.fixture(scope="module")
-def misbehaving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoSite]:
-    folder = tmp_path_factory.mktemp("modules")
-    for name, source in MISBEHAVING.items():
-        (folder / f"{name}.py").write_text(source)
-    names = (*MISBEHAVING, "re")
-    with DemoSite(modules=names, search_path=[str(folder)]) as started:
-        yield started
-
-
-def test_a_page_over_the_time_limit_is_503_and_the_next_one_is_there(tmp_path: Path) -> None:
-    (tmp_path / "hangs.py").write_text(
-        f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
-        "time.sleep(60)"
-    )
-    names = ("hangs", "re", "string")
-    with DemoSite(modules=names, render_timeout_s=2.5, search_path=[str(tmp_path)]) as site:
-        assert ask(site, "/re.html").status == 200
-        child = site.renderer.pid
-        began = time.monotonic()
-        answer = ask(site, "/hangs.html")
-        assert 2.5 <= time.monotonic() - began < 10
-        assert (answer.status, answer.headers["ETag"]) == (503, None)
-        assert "Service Unavailable" in answer.text
-        hanging = int((tmp_path / "pid").read_text())
-        assert ended(child)
-        assert ended(hanging)
-        assert ask(site, "/string.html").status == 200
-        assert site.renderer.pid not in {child, None}
-        last = site.renderer.pid
-    assert ended(last)
-
-
-@pytest.mark.parametrize(
-    ("name", "status"),
-    [("raises", 404), ("leaves", 404), ("dies", 500), ("crashes", 500)],
-)
-def test_a_misbehaving_module_costs_its_own_page_alone(
-    misbehaving: DemoSite, name: str, status: int
-) -> None:
-    answer = ask(misbehaving, f"/{name}.html")
-    assert answer.status == status
-    assert answer.headers["ETag"] is None
-    assert "<h1>" in answer.text
-    assert ask(misbehaving, "/re.html").status == 200
-
-
-def test_what_a_module_prints_or_reads_stays_in_the_child(
-    misbehaving: DemoSite, capfd: pytest.CaptureFixture[str]
-) -> None:
-    page = ask(misbehaving, "/loud.html")
-    assert page.status == 200
-    assert "<pre>Loud.</pre>" in page.text
-    assert "<strong>READ</strong> = \"b''\"" in page.text
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_page_is_rendered_once(misbehaving: DemoSite) -> None:
-    answers: list[Answer] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(ask(misbehaving, "/counts.html")))
-        for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {answer.status for answer in answers} == {200}
-    assert len({answer.body for answer in answers}) == 1
-    path = re.search(r"<code>(.*counts\.py)</code>", answers[0].text)
-    assert path
-    assert Path(f"{path[1]}.log").read_text() == "x"
-
-
-def test_stopping_ends_the_child_in_the_middle_of_a_page(tmp_path: Path) -> None:
-    (tmp_path / "hangs.py").write_text(MISBEHAVING["hangs"])
-    renderer = Renderer(("hangs", "re"), timeout_s=30, search_path=[str(tmp_path)])
-    renderer.render("re")
-    child = renderer.pid
-    statuses: list[int] = []
-    waiting = threading.Thread(target=lambda: statuses.append(renderer.render("hangs").status))
-    waiting.start()
-    time.sleep(0.3)
-    began = time.monotonic()
-    renderer.close()
-    waiting.join()
-    assert time.monotonic() - began < 5
-    assert statuses == [503]
-    assert ended(child)
-    assert renderer.render("hangs").status == 503
-    assert renderer.pid is None
 
 
 # ------------------------------------------------------------------------------------ the command

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,19 +26,56 @@ def redirect(to: str) -> Answer:
     return 302, {"Location": to}, b""
 
 
+class QuietHandler(BaseHTTPRequestHandler):
+    """HTTP/1.1 on a kept connection; nothing is printed."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """What has not changed since the ETag that is asked with is a 304."""
+        etag = headers.get("ETag")
+        if status == 200 and etag is not None and etag == self.headers["If-None-Match"]:
+            status, body = 304, b""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if status != 304:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class QuietServer(ThreadingHTTPServer):
+    """A client that hangs up is part of the tests. It serves from construction until `close`."""
+
+    daemon_threads = True
+
+    def __init__(self, handler: type[QuietHandler], host: str = "127.0.0.1", port: int = 0) -> None:
+        super().__init__((host, port), handler)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def handle_error(self, *args: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
 class Site:
     """Routes (path -> answer, or a function of how often it was asked) on a loopback port."""
 
-    def __init__(self, routes: dict[str, Any]) -> None:
+    def __init__(self, routes: dict[str, Any], host: str = "127.0.0.1") -> None:
         self.routes = routes
         self.asked: list[tuple[str, float]] = []
         self.agents: set[str] = set()
         site = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 site.asked.append((self.path, time.monotonic()))
                 site.agents.add(self.headers["User-Agent"])
@@ -47,32 +84,16 @@ class Site:
                 if answer is None:  # hang up
                     self.close_connection = True
                     return
-                status, headers, body = answer
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.answer(*answer)
 
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            def handle_error(self, *args: Any) -> None:
-                pass  # a client that hangs up is part of the tests
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/"
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        self.server = QuietServer(Handler, host)
+        self.url = f"http://{host}:{self.server.server_address[1]}/"
 
     def count(self) -> Counter[str]:
         return Counter(path for path, _ in self.asked)
 
     def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.close()
 
 
 @pytest.fixture

@@ -148,8 +148,8 @@ def test_hosts_are_crawled_side_by_side(serve: Any, run: RunConfig) -> None:
     [
         ((404, {}, b""), True, ""),
         ((403, {}, b"User-agent: *\nDisallow: /"), True, ""),
-        ((503, {}, b""), False, "robots unreachable"),
-        (lambda n: None, False, "robots unreachable"),
+        ((503, {}, b""), False, "robots unreachable: status 503"),
+        (lambda n: None, False, "robots unreachable: connection"),
         ((200, {}, b"User-agent: *\nDisallow: /"), False, "robots"),
         ((200, {}, b"User-agent: FlywheelBot\nDisallow: /\n\nUser-agent: *\nAllow: /"), False, ""),
         ((200, {}, b"User-agent: Other\nDisallow: /"), True, ""),
@@ -272,10 +272,10 @@ def test_dead_seeds_among_good_ones_are_told_and_counted(
         config(*seeds, contact="a@b", max_retries=0), run, resolver=SomeNames("127.0.0.1")
     )
     assert manifest.counts.rows_out == 1
-    assert manifest.counts.dropped == {"robots unreachable": 8}
+    assert manifest.counts.dropped == {"robots unreachable: dns": 8}
     said = capsys.readouterr().err
     assert "warning: crawl.seeds: host 'gone0.example' does not resolve (Name or" in said
-    assert "warning: … and 3 seeds more" in said
+    assert "warning: … and 3 more of crawl.seeds" in said
 
 
 def test_a_seed_with_a_private_address_only(run: RunConfig) -> None:

@@ -15,6 +15,7 @@ from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import Manifest, read_manifest
 from pipeline.crawl import main, run_crawl
+from pipeline.crawl_status import is_running, read_status
 from tests.known_web import ORIGIN_FILES
 from tests.pipeline import small_site
 from tests.pipeline.small_site import SMALL, Site, config, html, redirect, responses
@@ -64,6 +65,23 @@ def crawl_process(path: Path) -> subprocess.Popen[str]:
 
 def identity(manifest: Manifest) -> list[tuple[str, str]]:
     return sorted((response.url, response.payload_sha256) for response in responses(manifest))
+
+
+class Faulty:
+    """Breaks once the crawl is under way, in a way that nobody foresaw."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[Any]:
+        self.asked += 1
+        if self.asked > 1:
+            raise RuntimeError("a resolver's fault")
+        base = {"hostname": host, "port": port, "family": 2, "proto": 6, "flags": 0}
+        return [{**base, "host": "127.0.0.1"}]
+
+    async def close(self) -> None:
+        pass
 
 
 def manifest_of(root: Path) -> Manifest:
@@ -118,10 +136,39 @@ def test_ctrl_c_keeps_the_state(serve: Any, tmp_path: Path) -> None:
     assert errors.splitlines()[-1] == "interrupted; the same command goes on from here"
     assert "Traceback" not in errors
     num_asked = len(site.asked)
+    (folder,) = (tmp_path / "data" / "crawl").iterdir()
+    status = read_status(folder)
+    assert status.state == "stopped"
+    assert (status.busy, is_running(folder)) == (0, False)
+    assert status.num_archived >= 25
     assert main(["--config", str(path)]) == 0
     assert manifest_of(tmp_path / "data").counts.rows_out == NUM_BIG
     assert len(site.asked) <= NUM_BIG + 1 + 2  # robots.txt each time, and the one in flight
     assert num_asked < NUM_BIG
+
+
+def test_a_killed_crawl_is_seen_to_run_no_more(serve: Any, tmp_path: Path) -> None:
+    site = serve(big_site())
+    child = crawl_process(write_config(tmp_path, site))
+    while len(site.asked) < 30:
+        time.sleep(0.001)
+    (folder,) = (tmp_path / "data" / "crawl").iterdir()
+    assert is_running(folder) is True
+    child.kill()
+    child.communicate()
+    assert (read_status(folder).state, is_running(folder)) == ("crawling", False)
+
+
+def test_a_fault_is_the_last_word_of_the_status(serve: Any, run: RunConfig) -> None:
+    site = serve(big_site())
+    with pytest.raises(RuntimeError, match="a resolver's fault"):
+        run_crawl(
+            config(site.url, f"http://a.example{site.url[16:]}", contact="a@b"),
+            run,
+            resolver=Faulty(),
+        )
+    (folder,) = (Path(run.root) / "crawl").iterdir()
+    assert read_status(folder).state == "ended by an error"
 
 
 def test_a_full_disk_leaves_nothing_to_trust(serve: Any, tmp_path: Path) -> None:

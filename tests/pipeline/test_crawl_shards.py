@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import Manifest
 from pipeline.crawl import CrawlConfig, run_crawl
+from pipeline.crawl_status import read_status
 from pipeline.warc import WarcResponse, iter_responses
 from tests.known_web import ORIGIN_FILES
 
@@ -46,6 +48,7 @@ class Web:
         self.week = 0
         self.asked: list[tuple[str, float]] = []
         self.not_modified = 0
+        self.pauses_s: dict[str, float] = {}  # before a host's answers
         web = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,6 +58,7 @@ class Web:
             def do_GET(self) -> None:
                 host = str(self.headers["Host"]).partition(":")[0]
                 web.asked.append((f"{host}{self.path}", time.monotonic()))
+                time.sleep(web.pauses_s.get(host, 0.0))
                 if self.path == "/robots.txt":
                     return self.answer(200, b"User-agent: *\nDisallow: /private\n", {})
                 if not self.path[1:].isdigit():
@@ -193,11 +197,64 @@ def test_the_budget_holds_over_restarts(web: Web, tmp_path: Path) -> None:
     assert len(web.asked) == asked
 
 
-def test_the_budget_of_pages_is_kept_by_all_shards_together(web: Web, tmp_path: Path) -> None:
-    run = RunConfig(root=str(tmp_path / "data"), workers=1)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_budget_of_pages_is_met_exactly_by_all_shards_together(
+    web: Web, tmp_path: Path, workers: int
+) -> None:
+    """Of hosts with uneven speeds, so that what one shard does not use goes to another."""
+    web.pauses_s = {name(host): 0.002 * host for host in range(NUM_HOSTS)}
+    run = RunConfig(root=str(tmp_path / "data"), workers=workers)
     manifest = run_crawl(config(web, num_shards=3, max_pages=100), run)
-    assert 100 <= manifest.counts.rows_out <= 103
+    assert manifest.counts.rows_out == 100
     assert manifest.facts["not_taken"] > 0
+    assert manifest.run["ended_by"] == "max_pages"
+
+
+def test_the_budget_of_pages_is_met_exactly_when_owners_die(web: Web, tmp_path: Path) -> None:
+    web.pauses_s = {name(host): 0.004 * (1 + host % 3) for host in range(NUM_HOSTS)}
+    killed: list[int] = []
+
+    def kill() -> None:
+        for at, victim in ((40, 0), (90, 1), (150, 2), (200, 0)):
+            while len(web.asked) < at:
+                time.sleep(0.001)
+            pid = int(next(tmp_path.rglob(f"shard-{victim:05d}/pid")).read_text())
+            if pid not in killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    run = RunConfig(root=str(tmp_path / "data"), workers=2)
+    manifest = run_crawl(config(web, num_shards=3, max_pages=250), run)
+    killer.join(60)
+    assert len(killed) >= 3
+    assert manifest.counts.rows_out == 250
+    assert len(set(identity(manifest))) == 250
+
+
+@pytest.mark.parametrize(
+    ("budget", "key"), [({"max_bytes_total": 30_000}, "bytes_total"), ({"max_seconds": 2.5}, "sec")]
+)
+def test_the_last_status_is_the_manifests_truth(
+    web: Web, tmp_path: Path, budget: dict[str, Any], key: str
+) -> None:
+    """What is in flight when such a budget is used up ends after the last look at the shards."""
+    web.pauses_s = {name(host): 0.05 for host in range(NUM_HOSTS)}
+    run = RunConfig(root=str(tmp_path / "data"), workers=2)
+    manifest = run_crawl(config(web, num_shards=2, **budget), run)
+    assert 0 < manifest.counts.rows_out < len(web.urls)
+    folder = Path(manifest.url)
+    status = read_status(folder)
+    assert status.num_archived == manifest.counts.rows_out
+    assert status.num_waiting == manifest.facts["not_taken"] > 0
+    assert status.num_known == manifest.counts.rows_in + manifest.facts["not_taken"]
+    assert sum(status.dropped.values()) == manifest.counts.rows_in - manifest.counts.rows_out
+    assert (status.state, status.busy) == ("finished", 0)
+    assert key in status.ended_by
+    assert status.timeline[-1][1] == status.num_archived
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == json.loads((folder / "status.json").read_text())
 
 
 @pytest.mark.long
@@ -258,6 +315,12 @@ def test_a_week_later_what_has_not_changed_costs_little(web: Web, tmp_path: Path
     changed = set(truth(web)) - set(identity(first))
     assert set(identity(second)) == changed
     assert len(changed) == NUM_HOSTS * 20
+    assert second.facts["changes"] == {
+        "unchanged": len(web.urls) - len(changed),
+        "changed": len(changed),
+        **dict.fromkeys(("new", "gone", "lost", "not_taken"), 0),
+    }
+    assert "changes" not in first.facts
     unchanged_even = sum(n % 2 == 0 and n % 3 != 0 for n in range(NUM_PAGES)) * NUM_HOSTS
     assert second.facts["statuses"]["304"] == web.not_modified == unchanged_even
     assert second.counts.rows_out == len(web.urls)

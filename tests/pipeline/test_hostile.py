@@ -12,15 +12,8 @@ import pytest
 
 from pipeline.fetch import Conditions, Fetcher, FetchError, Page
 from pipeline.robots import MAX_ROBOTS_BYTES
-from tests.pipeline.hostile_server import (
-    OK,
-    HostileServer,
-    bomb,
-    nested_gzip,
-    page,
-    repeats,
-    says,
-)
+from tests.pipeline.hostile_answers import OK, bomb, nested_gzip, page, repeats, says
+from tests.pipeline.hostile_server import HostileServer
 
 MAX_BYTES = 1_000_000
 

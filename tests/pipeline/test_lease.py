@@ -1,14 +1,18 @@
 """Who owns a shard: by lock, by time, and one at a time."""
 
+import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from pipeline.lease import Lease, LeaseLostError
+from pipeline.lease import MAX_LEASE_S, Lease, LeaseLostError
 
 
 class Clock:
@@ -97,11 +101,43 @@ def test_an_owner_on_another_host_is_waited_for_although_its_lock_is_not_seen(
     assert clock.now == pytest.approx(1060)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"epoch": 1}'])
-def test_a_damaged_lease_is_no_more_than_an_old_one(tmp_path: Path, content: str) -> None:
-    Lease(tmp_path).release()
-    (tmp_path / "lease.json").write_text(content)
-    assert Lease(tmp_path).epoch == 2
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+LEASES = st.fixed_dictionaries({"epoch": JSON, "host": JSON, "expires": JSON})
+
+
+@given((JSON | LEASES).map(json.dumps))
+@example("")
+@example("{")
+@example('{"epoch": 1}')
+@example('{"epoch": "x", "host": 3, "expires": null}')
+@example('{"epoch": 99, "host": "far-away", "expires": 0}')
+@example('{"epoch": 1, "host": "far-away", "expires": 1e12}')
+@example('{"epoch": 1, "host": "far-away", "expires": Infinity}')
+@example('{"epoch": 1, "host": "far-away", "expires": NaN}')
+@example('{"epoch": 1, "host": "", "expires": ' + "9" * 400 + "}")
+@example('{"epoch": true, "host": "", "expires": -1e308}')
+@example("[" * 100_000)
+def test_a_damaged_lease_is_no_more_than_an_old_one(content: str) -> None:
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        Lease(path, wall=clock, sleep=clock.sleep).release()
+        (path / "lease.json").write_text(content)
+        lease = Lease(path, wall=clock, sleep=clock.sleep)
+        assert lease.epoch == 2
+        assert clock.now < 1000 + MAX_LEASE_S + 2
+        lease.release()
+
+
+def test_a_file_that_only_looks_like_an_epoch_is_none(tmp_path: Path) -> None:
+    (tmp_path / "epoch-x00001").touch()
+    lease = Lease(tmp_path)
+    lease.renew()
+    assert lease.epoch == 1
 
 
 def test_of_two_who_see_it_expired_one_waits(tmp_path: Path, monkeypatch) -> None:

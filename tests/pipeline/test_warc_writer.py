@@ -5,13 +5,20 @@ import gzip
 import hashlib
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from warcio.archiveiterator import ArchiveIterator
+from warcio.statusandheaders import StatusAndHeadersParser
 
 from pipeline.cdxj import index_file
+from pipeline.core.config import RunConfig
+from pipeline.crawl import run_crawl
 from pipeline.warc_writer import Original, WarcSeries
+from tests.pipeline import small_site
+from tests.pipeline.small_site import config, html
 from tests.pipeline.written_warc import (
     AT,
     DATE,
@@ -25,7 +32,11 @@ from tests.pipeline.written_warc import (
     start,
 )
 
-INFO = b"software: Test/1\r\nformat: WARC File Format 1.1\r\n"
+serve = small_site.serve  # the fixture
+INFO = (
+    b"software: Test/1\r\nformat: WARC File Format 1.1\r\nconformsTo: http://iipc.github.io/"
+    b"warc-specifications/specifications/warc-format/warc-1.1/\r\n"
+)
 REVISIT = "http://netpreserve.org/warc/1.1/revisit/"
 
 
@@ -153,7 +164,8 @@ BREAKS = "a\r\nWARC-Type: warcinfo\r\n\r\nx\n\x00\x85\u2028\ud800 \tb"
 
 
 def test_line_breaks_cannot_break_out_of_a_header(tmp_path: Path) -> None:
-    series = WarcSeries(tmp_path, "x", f"Evil/1{BREAKS}", 1 << 30, {}, now=lambda: AT)
+    info = {"operator": BREAKS}
+    series = WarcSeries(tmp_path, "x", f"Evil/1{BREAKS}", 1 << 30, {}, info=info, now=lambda: AT)
     evil = exchange(0, b"b", url=f"http://h/{BREAKS}", ip=f"::1{BREAKS}", metadata={"via": BREAKS})
     series.write(evil)
     series.write_revisit(evil, Original(evil.url, AT), "server-not-modified")
@@ -175,10 +187,37 @@ def test_line_breaks_cannot_break_out_of_a_header(tmp_path: Path) -> None:
         assert headers["WARC-Target-URI"] == escaped
     assert found[5][0]["WARC-Refers-To-Target-URI"] == escaped
     assert found[3][1].count(b"\r\n") == 1
-    assert found[0][1].count(b"\r\n") == 2
+    assert found[0][1].count(b"\r\n") == 4
     assert [entry["url"] for entry in check_index(path)] == [escaped] * 2
     with pytest.raises(ValueError, match="field name"):
         series.write(exchange(0, metadata={"a\r\nb": "c"}))
+
+
+def test_a_crawls_files_say_whose_they_are(serve: Any, run: RunConfig) -> None:
+    site = serve({"/": html("home")})
+    told: list[dict[str, str]] = []
+    for contact in ("me@example.org", ""):
+        output = run_crawl(config(site.url, contact=contact, user_agent=f"Bot{contact[:2]}/1"), run)
+        (entry,) = output.files
+        with Path(output.file_url(entry.name)).open("rb") as file:
+            record = next(iter(ArchiveIterator(file)))
+            assert record.rec_type == "warcinfo"
+            fields = StatusAndHeadersParser([], verify=False).parse(record.content_stream(), "-")
+        told.append(dict(fields.headers))
+    standard = "http://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/"
+    same = {"format": "WARC File Format 1.1", "conformsTo": standard, "robots": "obey"}
+    assert [site.agents, told] == [
+        {"Botme/1 (+me@example.org)", "Bot/1"},
+        [
+            {
+                "software": "Botme/1",
+                **same,
+                "operator": "me@example.org",
+                "http-header-user-agent": "Botme/1 (+me@example.org)",
+            },
+            {"software": "Bot/1", **same, "http-header-user-agent": "Bot/1"},
+        ],
+    ]
 
 
 def test_a_digest_that_is_known_is_not_computed_again(tmp_path: Path) -> None:

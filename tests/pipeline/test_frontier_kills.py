@@ -1,0 +1,261 @@
+"""The frontier's state: no kill, no power cut and no hung predecessor can spoil it."""
+
+import contextlib
+import datetime as dt
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.frontier import Archived, Frontier, Turn, logged_ends
+from pipeline.frontier_state import Entry
+from pipeline.shard_mail import Mailbox
+from pipeline.warc import WarcResponse, iter_responses
+from pipeline.warc_writer import Exchange, WarcSeries
+from tests.pipeline import small_frontier
+from tests.pipeline.small_frontier import Opener, done, refusal, shard_of, url_of, work_off
+
+frontier = small_frontier.frontier  # the fixture
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_a_successor_has_the_same_state(frontier: Opener, snapshot: bool) -> None:
+    f = frontier()
+    f.add(
+        [Entry("http://a/1", 0), Entry("http://a/map", 0, is_sitemap=True), Entry("http://b/1", 0)]
+    )
+    one = f.take(0.0)
+    assert one
+    f.archive(one, done(), [Entry("http://a/%C3%A4", 1, hops=2), Entry("http://b/2", 1)])
+    f.release(one, 0.0)
+    two = f.take(0.0)  # http://b/1, in flight at the kill
+    assert url_of(two) == "http://b/1"
+    if snapshot:
+        f.snapshot()
+        assert f.seen.runs
+    f.add([Entry("http://a/3", 1)])
+    g = frontier()
+    assert (g.num_known, g.tally.num_archived, g.num_waiting) == (6, 1, 5)
+    assert g.tally == f.tally
+    g.add([Entry("http://a/1", 0), Entry("http://b/2", 0)])  # known
+    left = [(t.entry, f.take(0.0)) for t in iter(lambda: take_and_drop(g), None)]
+    urls = [entry.url for entry, _ in left]
+    assert sorted(urls) == sorted(
+        ["http://a/map", "http://a/%C3%A4", "http://a/3", "http://b/1", "http://b/2"]
+    )
+    assert [url for url in urls if "//b/" in url] == ["http://b/1", "http://b/2"]
+    assert Entry("http://a/%C3%A4", 1, hops=2) in [entry for entry, _ in left]
+    assert Entry("http://a/map", 0, is_sitemap=True) in [entry for entry, _ in left]
+
+
+def take_and_drop(f: Frontier) -> Turn | None:
+    if turn := f.take(1e9):
+        f.drop(turn, "x")
+        f.release(turn, 0.0)
+    return turn
+
+
+def test_damage_in_the_middle_is_told(frontier: Opener, tmp_path: Path) -> None:
+    f = frontier()
+    f.add([Entry("http://a/1", 0)])
+    f.add([Entry("http://a/2", 0)])
+    (log,) = tmp_path.rglob("log-*.log")
+    head, first, second = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(head + b"\x00\x00\n" + first + second)
+    with pytest.raises(UserError, match=r"the log in .* is damaged at .*delete the folder"):
+        frontier()
+    log.write_bytes(b"\x00\n")
+    with pytest.raises(UserError, match=r"log-000001.log is damaged; delete"):
+        frontier()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK junk", b"x" * 1000])
+def test_a_damaged_snapshot_is_told(frontier: Opener, tmp_path: Path, content: bytes) -> None:
+    f = frontier()
+    f.add([Entry("http://a/1", 0)])
+    f.snapshot()
+    (path,) = tmp_path.rglob("snapshot.npz")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"snapshot.npz is damaged"):
+        frontier()
+
+
+def test_a_page_that_the_warc_lost_waits_again(frontier: Opener) -> None:
+    f = frontier()
+    f.add([Entry("http://a/1", 0), Entry("http://a/2", 0)])
+    for number in range(2):
+        turn = f.take(0.0)
+        assert turn
+        f.archive(turn, done(number), [Entry(f"http://b/{number}", 1)])
+        f.release(turn, 0.0)
+    g = frontier(warc_bytes=100)
+    assert g.tally.num_archived == 1
+    assert g.num_waiting == 3
+    assert g.tally.warc_ends == {"x-00000.warc.gz": 100}
+    assert "http://a/2" in work_off(g)
+
+
+def test_what_was_on_the_disk_once_and_is_gone_is_told(frontier: Opener, tmp_path: Path) -> None:
+    f = frontier()
+    f.add([Entry("http://a/1", 0)])
+    turn = f.take(0.0)
+    assert turn
+    f.archive(turn, done(), [])
+    f.snapshot()
+    with pytest.raises(UserError, match=r"x-00000.warc.gz is gone or cut short: 100 bytes"):
+        frontier(warc_bytes=99)
+    (tmp_path / "shard-00000" / "log-000001.log").write_text('{"epoch": 1, "start": 0}\n')
+    for path in (tmp_path / "shard-00000").glob("log-00000[2-9].log"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"the log in .* is shorter than its snapshot"):
+        frontier()
+
+
+def test_a_hung_predecessor_changes_nothing(frontier: Opener) -> None:
+    f = frontier()
+    f.add([Entry("http://a/1", 0), Entry("http://b/1", 0)])
+    hung = f.take(0.0)
+    assert hung
+    g = frontier()
+    f.archive(hung, done(), [Entry("http://a/2", 1)])  # it wakes up, and does not know
+    assert g.num_known == 2
+    g.add([Entry("http://a/3", 0)])
+    h = frontier()
+    assert sorted(work_off(h)) == ["http://a/1", "http://a/3", "http://b/1"]
+
+
+def test_mail_survives_the_death_of_its_sender(frontier: Opener) -> None:
+    left = frontier(shard=0, of=2)
+    left.add([Entry("http://a/1", 1)])  # written down, and killed before the delivery
+    again, right = frontier(shard=0, of=2), frontier(shard=1, of=2)
+    again.sync()
+    right.read_mail()
+    assert work_off(right) == ["http://a/1"]
+    third = frontier(shard=0, of=2)  # sends it once more
+    third.sync()
+    right.read_mail()
+    assert work_off(right) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_of_events_and_kills(tmp_path: Path, seed: int) -> None:
+    """Against a plain model: known and finished sets."""
+    chance = random.Random(seed)
+    with contextlib.ExitStack() as stack:
+        opener = Opener(tmp_path, stack)
+        f = opener(max_recent=20)
+        known, finished = set[str](), set[str]()
+        flying: list[Turn] = []
+        for _ in range(400):
+            match chance.randrange(8):
+                case 0 | 1 | 2:
+                    batch = [
+                        f"http://{chance.choice('abc')}/{chance.randrange(300)}" for _ in "abc"
+                    ]
+                    f.add(Entry(url, 0, priority=chance.randrange(3)) for url in batch)
+                    known.update(batch)
+                case 3 | 4:
+                    if turn := f.take(1e9):
+                        assert turn.entry.url in known - finished
+                        flying.append(turn)
+                case 5 | 6 if flying:
+                    turn = flying.pop(chance.randrange(len(flying)))
+                    link = f"http://b/{chance.randrange(300)}"
+                    if chance.random() < 0.5:
+                        f.archive(turn, done(), [Entry(link, 1)])
+                        known.add(link)
+                    else:
+                        f.drop(turn, "x")
+                    finished.add(turn.entry.url)
+                    f.release(turn, 0.0)
+                case 7:
+                    if chance.random() < 0.3 or f.wants_snapshot():
+                        f.snapshot()
+                    if chance.random() < 0.2:
+                        f, flying = opener(max_recent=20), []
+                case _:
+                    pass
+            assert f.num_known == len(known)
+            assert f.num_waiting == len(known - finished) - len(flying)
+        f = opener()
+        assert sorted(work_off(f)) == sorted(known - finished)
+
+
+# A crawl without a network: a page is its number, and links to a few others.
+PAGES = {i: [2 * i + 1, 2 * i + 2, i * 5 % 7] for i in range(7)}
+
+
+def crawl_on(folder: Path, num_steps: int = 1 << 30) -> None:
+    """The order of writes that pipeline/crawl_shard.py keeps; ends after so many of them."""
+    epoch = 1 + len(list(folder.glob("log-*.log")))
+    mailbox = Mailbox(folder.parent, 0, 1, shard_of, epoch)
+    series = WarcSeries(folder, f"x-{epoch:05d}", "Test/1", 1500, logged_ends(folder))
+    f = Frontier(folder, epoch, refusal, mailbox, lambda name: WarcSeries.size(folder, name), 1000)
+    try:
+        f.add([Entry("http://a/0", 0)])
+        while turn := f.take(0.0):
+            number = int(turn.entry.url.rpartition("/")[2])
+            body = str(number).encode() * 50
+            at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+            if (num_steps := num_steps - 1) < 0:
+                return
+            place = series.write(
+                Exchange(turn.entry.url, at, None, b"GET", b"HTTP/1.1 200 OK\r\n\r\n", body)
+            )
+            if (num_steps := num_steps - 1) < 0:
+                return
+            links = [Entry(f"http://a/{link}", 1) for link in PAGES.get(number, [])]
+            digest = hashlib.sha256(body).hexdigest()
+            f.archive(turn, Archived(200, digest, place.name, place.end), links)
+            if (num_steps := num_steps - 1) < 0:
+                return
+            series.rotate_if_full()
+            if number % 4 == 3:
+                series.sync()
+                f.snapshot()
+            f.release(turn, 0.0)
+        series.finish()
+    finally:
+        f.close()
+        series.close()
+
+
+def archive(folder: Path) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for path in sorted(folder.glob("*.warc.gz")):
+        for item in iter_responses(str(path)):
+            assert isinstance(item, WarcResponse)
+            found.append((item.url, item.payload_sha256))
+    return found
+
+
+def test_death_between_any_two_writes(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    crawl_on(whole)
+    wanted = archive(whole)
+    assert len(wanted) == len(set(wanted)) == 15
+    assert len(list(whole.glob("*.warc.gz"))) > 2
+    for step in range(3 * 15):
+        folder = tmp_path / str(step)
+        crawl_on(folder, step)
+        crawl_on(folder, 3)  # and soon once more
+        crawl_on(folder)
+        assert sorted(archive(folder)) == sorted(wanted), step
+        assert not list(folder.glob("*.open"))
+
+
+def test_death_in_the_middle_of_a_write(tmp_path: Path) -> None:
+    crawl_on(tmp_path / "whole")
+    wanted = archive(tmp_path / "whole")
+    for cut in range(1, 60, 3):
+        folder = tmp_path / str(cut)
+        crawl_on(folder, 16)
+        (log,) = folder.glob("log-*.log")
+        log.write_bytes(log.read_bytes()[:-cut])
+        for path in folder.glob("*.open"):
+            path.write_bytes(path.read_bytes()[: -7 * cut] if cut % 2 else path.read_bytes() + b"x")
+        crawl_on(folder)
+        crawl_on(folder)  # the log is readable again
+        assert sorted(archive(folder)) == sorted(wanted), cut

@@ -133,7 +133,7 @@ def _entries(incoming: Iterator[tuple[str, int]], number: int) -> list[Any]:
 
 def _archive(frontier: Any, links: Sequence[Any], number: int) -> None:
     """As pipeline/crawl_shard.py does for each page; the first page has no turn."""
-    from pipeline.frontier import Archived
+    from pipeline.frontier_state import Archived
 
     turn = frontier.take(1e12)
     if turn is None:

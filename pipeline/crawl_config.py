@@ -125,3 +125,17 @@ class CrawlConfig(Section):
     metrics_port: int = operational(
         0, ge=0, le=65535, description="of Prometheus metrics on loopback; 0: none"
     )
+
+    @property
+    def agent_header(self) -> str:
+        """The User-Agent that servers see."""
+        return f"{self.user_agent} (+{self.contact})" if self.contact else self.user_agent
+
+    @property
+    def warc_info(self) -> dict[str, str]:
+        """Whose crawl it is, and with what manners, in the names of WARC 1.1 (and of Heritrix)."""
+        return {
+            "operator": self.contact,
+            "robots": "obey",
+            "http-header-user-agent": self.agent_header,
+        }

@@ -17,12 +17,13 @@ from aiohttp.abc import AbstractResolver
 from pipeline.core import storage
 from pipeline.crawl_config import CrawlConfig
 from pipeline.fetch import Conditions, Page
-from pipeline.frontier import Archived, Frontier, HostBudget, Turn, logged_ends
-from pipeline.frontier_state import Entry, hostname_of
+from pipeline.frontier import Frontier, HostBudget, Turn
+from pipeline.frontier_log import logged_ends
+from pipeline.frontier_state import Archived, Entry, hostname_of
 from pipeline.lease import Lease
 from pipeline.opt_outs import OptOutCache, OptOuts
 from pipeline.origin_store import OriginStore
-from pipeline.polite_fetch import PoliteFetcher, user_agent
+from pipeline.polite_fetch import PoliteFetcher
 from pipeline.politeness import AddressLimit
 from pipeline.recrawl import BATCH, Before, Changes, PreviousCrawl, territory_of, write_pages
 from pipeline.resolver import CachingResolver, is_loopback
@@ -72,7 +73,7 @@ class Crawler:
             config.user_agent,
             config.warc_max_bytes,
             logged_ends(task.folder),
-            info=_warc_info(config),
+            info=config.warc_info,
         )
         self.frontier = Frontier(
             task.folder,
@@ -392,12 +393,6 @@ class Crawler:
         )
         self.frontier.archive(turn, item, found.links)
         self.series.rotate_if_full()
-
-
-def _warc_info(config: CrawlConfig) -> dict[str, str]:
-    """Whose crawl it is, and with what manners, in the names of WARC 1.1 (and of Heritrix)."""
-    agent = user_agent(config)
-    return {"operator": config.contact, "robots": "obey", "http-header-user-agent": agent}
 
 
 def _original(before: Before) -> Original:

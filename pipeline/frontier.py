@@ -5,7 +5,6 @@ address (8 bytes), a known one nothing (pipeline/seen.py); a snapshot saves repl
 its beginning. Times are seconds of any clock that never goes back; the caller passes them in.
 """
 
-import contextlib
 import dataclasses
 import heapq
 from collections import Counter
@@ -13,30 +12,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import UserError
-from pipeline.frontier_log import FrontierLog, lines_of
-from pipeline.frontier_state import Entry, Host, Snapshot, Tally, read_snapshot, write_snapshot
+from pipeline.frontier_log import FrontierLog
+from pipeline.frontier_state import (
+    Archived,
+    Entry,
+    Host,
+    Snapshot,
+    Tally,
+    read_snapshot,
+    write_snapshot,
+)
 from pipeline.seen import SeenSet
 from pipeline.shard_mail import Mailbox
 
 Refusal = Callable[[str, int], str | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Archived:
-    """A response in a WARC file. `payload_sha256` is its WARC-Payload-Digest; `end` is the offset
-    behind it; `outside`, if not empty, the host beyond the scope that it redirects to;
-    `validators` what a recrawl sends back: ETag and Last-Modified, and when it was fetched;
-    `is_unchanged`: the crawl before has the same, and this one a revisit record.
-    """
-
-    status: int
-    payload_sha256: str
-    warc: str
-    end: int
-    num_bytes: int = 0
-    outside: str = ""
-    validators: tuple[str, str, str] = ("", "", "")
-    is_unchanged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,19 +139,7 @@ class Frontier:
     def archive(self, turn: Turn, item: Archived, links: Iterable[Entry]) -> None:
         """The page is in the WARC file: its links become known and itself done, in one write."""
         lines, new = self._lines_of(links)
-        fields = [
-            "=",
-            str(turn.address),
-            str(item.status),
-            item.payload_sha256,
-            item.warc,
-            str(item.end),
-            str(item.num_bytes),
-            item.outside,
-            *(value.replace("\t", " ").replace("\n", " ") for value in item.validators),
-            *["u"] * item.is_unchanged,
-        ]
-        addresses = self._log.append([*lines, "\t".join(fields)])
+        addresses = self._log.append([*lines, item.line(turn.address)])
         self._take_in(new, addresses)
         turn.is_done = True
         self._count_archived(turn.host, item)
@@ -232,7 +209,7 @@ class Frontier:
 
     def put_back(self, turn: Turn, free_at: float) -> None:
         """Not fetched after all: it is the first of its host's next turn."""
-        turn.host.held.append(turn.address)
+        turn.host.hold(turn.address)
         self.release(turn, free_at)
 
     def defer(self, turn: Turn, until: float) -> None:
@@ -356,7 +333,7 @@ class Frontier:
                 self.seen.add_new([entry.url])
                 self.mailbox.send(entry.host, entry.line("+"))
             case "=":
-                done, item = archived_of(line)
+                done, item = Archived.of(line)
                 if item.warc not in self._sizes:
                     self._sizes[item.warc] = bytes_in_warc(item.warc)
                 if item.end <= self._sizes[item.warc]:
@@ -380,32 +357,3 @@ class Frontier:
                 self.tally.num_known += 1
                 self.host(entry.host).push(entry.priority, address)
         new.clear()
-
-
-def logged_ends(folder: Path) -> dict[str, int]:
-    """How much of each WARC file the log in a shard's folder knows: what a new owner saves first,
-    so that then `bytes_in_warc` tells the truth."""
-    snapshot = read_snapshot(folder)
-    ends = dict(snapshot.tally.warc_ends)
-    for _, line in lines_of(folder, snapshot.end):
-        if line.startswith("="):
-            with contextlib.suppress(ValueError):  # damage, of which the frontier will speak
-                _, item = archived_of(line)
-                ends[item.warc] = max(item.end, ends.get(item.warc, 0))
-    return ends
-
-
-def archived_of(line: str) -> tuple[int, Archived]:
-    _, address, status, digest, warc, end, num_bytes, outside, *validators = line.split("\t")
-    etag, modified, fetched, *unchanged = validators
-    item = Archived(
-        int(status),
-        digest,
-        warc,
-        int(end),
-        int(num_bytes),
-        outside,
-        (etag, modified, fetched),
-        bool(unchanged),
-    )
-    return int(address), item

@@ -6,6 +6,7 @@ and writes on changes nothing.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import UserError
+from pipeline.frontier_state import Archived, read_snapshot
 
 _LINE_BYTES = 8 << 10  # at least; a canonical URL has at most 4,096
 _BLOCK = 4 << 20
@@ -152,3 +154,16 @@ def _write_all(handle: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
+
+
+def logged_ends(folder: Path) -> dict[str, int]:
+    """How much of each WARC file the log in a shard's folder knows: what a new owner saves first,
+    so that then `bytes_in_warc` tells the truth."""
+    snapshot = read_snapshot(folder)
+    ends = dict(snapshot.tally.warc_ends)
+    for _, line in lines_of(folder, snapshot.end):
+        if line.startswith("="):
+            with contextlib.suppress(ValueError):  # damage, of which the frontier will speak
+                _, item = Archived.of(line)
+                ends[item.warc] = max(item.end, ends.get(item.warc, 0))
+    return ends

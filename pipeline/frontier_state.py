@@ -55,6 +55,57 @@ def hostname_of(url: str) -> str:
     return authority.partition(":")[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Archived:
+    """A response in a WARC file. `payload_sha256` is its WARC-Payload-Digest; `end` is the offset
+    behind it; `outside`, if not empty, the host beyond the scope that it redirects to;
+    `validators` what a recrawl sends back: ETag and Last-Modified, and when it was fetched;
+    `is_unchanged`: the crawl before has the same, and this one a revisit record.
+    """
+
+    status: int
+    payload_sha256: str
+    warc: str
+    end: int
+    num_bytes: int = 0
+    outside: str = ""
+    validators: tuple[str, str, str] = ("", "", "")
+    is_unchanged: bool = False
+
+    def line(self, address: int) -> str:
+        """As the log has it, of the URL at an address."""
+        fields = [
+            "=",
+            str(address),
+            str(self.status),
+            self.payload_sha256,
+            self.warc,
+            str(self.end),
+            str(self.num_bytes),
+            self.outside,
+            *(value.replace("\t", " ").replace("\n", " ") for value in self.validators),
+            *["u"] * self.is_unchanged,
+        ]
+        return "\t".join(fields)
+
+    @staticmethod
+    def of(line: str) -> "tuple[int, Archived]":
+        """The address, and what became of it."""
+        _, address, status, digest, warc, end, num_bytes, outside, *rest = line.split("\t")
+        etag, modified, fetched, *unchanged = rest
+        item = Archived(
+            int(status),
+            digest,
+            warc,
+            int(end),
+            int(num_bytes),
+            outside,
+            (etag, modified, fetched),
+            bool(unchanged),
+        )
+        return int(address), item
+
+
 class Host:
     """A host's queues (one for each priority) and what it has had so far.
 
@@ -84,8 +135,9 @@ class Host:
         self.name = name
         self.queues: dict[int, array.array[int]] = {}
         self.heads: dict[int, int] = {}  # taken so far from the front of each queue
-        self.held: list[int] = []
-        self.deferred: list[int] = []
+        # Most hosts have neither: an empty list for each would cost 56 bytes a host.
+        self.held: list[int] | tuple[()] = ()
+        self.deferred: list[int] | tuple[()] = ()
         self.deferred_until = self.asked_for_s = 0.0
         self.free_at = 0.0
         self.ready_at: float | None = None  # when it is in the frontier's heap for
@@ -109,15 +161,21 @@ class Host:
         is_ready = bool(self.held or self.queues)
         return self.free_at if is_ready else max(self.free_at, self.deferred_until)
 
+    def hold(self, address: int) -> None:
+        self.held = [*self.held, address]
+
     def defer(self, address: int, until: float) -> None:
-        self.deferred_until = min(until, self.deferred_until) if self.deferred else until
-        self.deferred.append(address)
+        if isinstance(self.deferred, list):
+            self.deferred_until = min(until, self.deferred_until)
+            self.deferred.append(address)
+        else:
+            self.deferred, self.deferred_until = [address], until
 
     def resume(self, now: float) -> None:
         """What was deferred until now comes first again."""
         if self.deferred and now >= self.deferred_until:
-            self.held += self.deferred[::-1]
-            self.deferred = []
+            self.held = [*self.held, *self.deferred[::-1]]
+            self.deferred = ()
 
     def asked_s(self, now: float | None = None) -> float:
         """Seconds from the first request on, until the last one or `now`."""
@@ -132,8 +190,10 @@ class Host:
         self.queues[priority].append(address)
 
     def pop(self) -> int:
-        if self.held:
-            return self.held.pop()
+        if isinstance(self.held, list):
+            address = self.held.pop()
+            self.held = self.held or ()
+            return address
         priority = min(self.queues)
         queue, head = self.queues[priority], self.heads[priority]
         address = queue[head]
@@ -150,7 +210,7 @@ class Host:
     def waiting(self) -> dict[int, "array.array[int]"]:
         """What waits, by priority; what was held comes first."""
         found = {p: queue[self.heads[p] :] for p, queue in self.queues.items()}
-        if extra := self.held[::-1] + self.deferred:
+        if extra := [*self.held[::-1], *self.deferred]:
             first = min(found, default=0)
             found[first] = array.array("Q", extra) + found.get(first, array.array("Q"))
         return found
@@ -168,7 +228,7 @@ class Host:
         """What waits, as the snapshot has it: the first queue begins with what is in flight and
         what was held or deferred."""
         extra = [] if in_flight is None else [in_flight]
-        extra += self.held[::-1] + self.deferred
+        extra += [*self.held[::-1], *self.deferred]
         if extra:
             yield array.array("Q", extra).tobytes()
         first = min(self.queues, default=0) if extra else next(iter(self.queues), 0)
@@ -186,7 +246,7 @@ class Host:
             else:
                 self.queues.pop(priority, None)
                 self.heads.pop(priority, None)
-        self.held, self.deferred = [], []
+        self.held = self.deferred = ()
 
 
 @dataclasses.dataclass

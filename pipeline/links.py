@@ -34,7 +34,7 @@ _VALUE = rb"""(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|[^\t\n\f\r >"'][^\t\n\f\r >]*+)
 _ATTRIBUTES = rb"(?:[^=>]*+=" + _S + rb"*+" + _VALUE + rb"?+)*+[^>]*+"
 _NAME_ENDS = rb"(?=[\t\n\f\r />])"
 _WANTED = (
-    b"(?:" + b"|".join(map(_any_case, (b"a", b"area", b"link", b"meta", b"base"))) + b")"
+    b"(?:" + b"|".join(map(_any_case, (b"a", b"area", b"link", b"meta", b"base", b"frame"))) + b")"
 ) + _NAME_ENDS
 
 
@@ -67,6 +67,11 @@ _HREF = re.compile(
     rb"(?:=" + _S + rb"*+" + _VALUE + rb"?+[\t\n\f\r /]*+)?+))*+"
     rb"" + _any_case(b"href") + _S + rb"*+=" + _S + rb"*+"
     rb"""(?:"([^"]*+)|'([^']*+)|([^\t\n\f\r >"'][^\t\n\f\r >]*+))"""
+)
+# https://html.spec.whatwg.org/#shared-declarative-refresh-steps
+_REFRESH = re.compile(
+    rb"""\s*(?:\d+|(?=\.))[\d.]*(?:\s*[;,]|\s)\s*(?:url\s*=\s*)?(?:"([^"]*)|'([^']*)|(.*))""",
+    re.IGNORECASE | re.DOTALL,
 )
 _RELATION = re.compile(rb"canonical|next|prev|hreflang")
 _DIRECTIVE = re.compile(r"\s*unavailable_after\s*:.*|[^,]+", re.DOTALL)  # its date has commas
@@ -122,7 +127,8 @@ def read_page(
     agent: str = "",
 ) -> PageFacts:
     """http(s) targets of <a href> and <area href>, of <link> with rel canonical, next or prev, and
-    of hreflang alternates; and what the page says to all robots, or to `agent` by name.
+    of hreflang alternates, <frame src> and <meta http-equiv=refresh>; and what the page says to all
+    robots, or to `agent` by name.
 
     Links marked rel=nofollow count as absent; so do all links of a page that says nofollow, and
     those after the first 100,000.
@@ -153,7 +159,7 @@ class _Tags:
     def __init__(self, charset: str, names: frozenset[str]) -> None:
         self.charset, self.names = charset, names
         self.sought = re.compile(
-            b"|".join(re.escape(name.encode()) for name in (*names, "tdm-reservation"))
+            b"|".join(re.escape(name.encode()) for name in (*names, "tdm-reservation", "refresh"))
         )
         self.hrefs: dict[bytes, None] = {}  # raw: their doubles are not worth decoding
         self.base = self.canonical = ""
@@ -178,6 +184,8 @@ class _Tags:
             self._link(values)
         elif tag == b"meta":
             self._meta(values)
+        elif tag == b"frame":
+            self._add(values.get("src", b""))
         elif not self.base:
             self.base = self._text(values.get("href", b""))
 
@@ -228,6 +236,9 @@ class _Tags:
                 self.directives |= {"noindex", "nofollow"}
         elif name == "tdm-reservation":
             self.tdm_reservation = self.tdm_reservation or content.strip()
+        if values.get("http-equiv", b"").strip().lower() == b"refresh":
+            found = _REFRESH.match(values.get("content", b""))
+            self._add(found[found.lastindex or 1] if found else b"")
 
     def _text(self, raw: bytes) -> str:
         text = raw.decode(self.charset, "replace")

@@ -35,7 +35,7 @@ class PoliteFetcher:
         """Requests are made inside of this."""
         config = self.config
         async with Fetcher(
-            user_agent=user_agent(config),
+            user_agent=config.agent_header,
             max_bytes=config.max_bytes,
             timeout_s=config.timeout_s,
             min_bytes_per_s=config.min_bytes_per_s,
@@ -108,11 +108,6 @@ class PoliteFetcher:
             if host.shortest_gap_s is None or gap < host.shortest_gap_s:
                 host.shortest_gap_s = gap
         host.last_asked = now
-
-
-def user_agent(config: CrawlConfig) -> str:
-    """As the servers see it."""
-    return f"{config.user_agent} (+{config.contact})" if config.contact else config.user_agent
 
 
 def asked_to_wait_s(page: Page) -> float:

@@ -17,9 +17,8 @@ import xxhash
 from pipeline.core import storage
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import Manifest
-from pipeline.frontier import Archived, archived_of
 from pipeline.frontier_log import lines_of
-from pipeline.frontier_state import Entry, hostname_of
+from pipeline.frontier_state import Archived, Entry, hostname_of
 from pipeline.shard_mail import Mailbox
 from pipeline.urls import shard_of, suffix_list_digest
 
@@ -138,7 +137,7 @@ def _history(folder: Path, bytes_in_warc: Callable[[str], int]) -> Iterator[_Eve
             case "+":
                 yield address, Entry.of(line)
             case "=":
-                done, item = archived_of(line)
+                done, item = Archived.of(line)
                 if item.warc not in sizes:
                     sizes[item.warc] = bytes_in_warc(item.warc)
                 if item.end <= sizes[item.warc]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.frontier import Archived, Frontier, Turn
-from pipeline.frontier_state import hostname_of
+from pipeline.frontier import Frontier, Turn
+from pipeline.frontier_state import Archived, hostname_of
 from pipeline.shard_mail import Mailbox
 
 

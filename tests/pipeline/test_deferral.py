@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.frontier import Archived, Frontier, HostBudget
-from pipeline.frontier_state import Entry
+from pipeline.frontier import Frontier, HostBudget
+from pipeline.frontier_state import Archived, Entry
 from pipeline.shard_mail import Mailbox
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.frontier import Archived, Frontier, Turn, logged_ends
-from pipeline.frontier_state import Entry
+from pipeline.frontier import Frontier, Turn
+from pipeline.frontier_log import logged_ends
+from pipeline.frontier_state import Archived, Entry
 from pipeline.shard_mail import Mailbox
 from pipeline.warc import WarcResponse, iter_responses
 from pipeline.warc_writer import Exchange, WarcSeries

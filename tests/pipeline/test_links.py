@@ -178,6 +178,34 @@ def test_legacy_charsets_go_into_queries_as_browsers_send_them(charset: str, que
     assert found == [wanted]
 
 
+@pytest.mark.parametrize(
+    ("content", "target"),
+    [
+        ("0;url=/x", "/x"),
+        ("0; URL='/x?a=1&amp;b=2'", "/x?a=1&b=2"),
+        ('5 , url = "/x" and more', "/x"),
+        ("1.5;/x", "/x"),
+        (".5;url=/x", "/x"),
+        ("0 url=/x", "/x"),
+        ("0;url=", None),
+        ("30", None),
+        ("url=/x", None),
+        ("0url=/x", None),
+        ("", None),
+    ],
+)
+def test_a_refresh_is_a_link(content: str, target: str | None) -> None:
+    quote = "'" if '"' in content else '"'
+    page = f"<META HTTP-EQUIV=Refresh content={quote}{content}{quote}>".encode()
+    assert page_links(page, "http://h/", None) == ([f"http://h{target}"] if target else [])
+    assert page_links(page + b"<meta name=robots content=nofollow>", "http://h/", None) == []
+
+
+def test_frames_are_links() -> None:
+    page = b"<frameset cols='1,2'><frame src=a.html><FRAME name=x src='b.html'/></frameset>"
+    assert page_links(page, "http://h/", None) == ["http://h/a.html", "http://h/b.html"]
+
+
 def test_links_of_real_pages_are_those_of_lxmls_tree(shared_data: Callable[[str], Path]) -> None:
     pages = sorted(shared_data("html/article-extraction-benchmark").rglob("*.html"))
     assert len(pages) > 150
@@ -193,6 +221,9 @@ def test_links_of_real_pages_are_those_of_lxmls_tree(shared_data: Callable[[str]
             if element.get("href") and "nofollow" not in (element.get("rel") or "").lower().split()
         ]
         heads = {canonical(element.get("href", ""), base) for element in tree.iter("link")}
+        heads |= {canonical(element.get("src", ""), base) for element in tree.iter("frame")}
+        refreshed = [meta.get("content", "") for meta in tree.iter("meta") if meta.get("http-equiv")]
+        heads |= {canonical(said.partition("=")[2].strip("'\""), base) for said in refreshed}
         facts = read_page(payload, "http://h.example/a/b", "utf-8")
         wanted = set() if "nofollow" in facts.robots_directives else set(anchors) - {None}
         assert set(facts.links) - wanted <= heads, page.name

@@ -1,7 +1,7 @@
 """The command `flywheel`. Nothing heavy is imported before a command needs it.
 
-Exit status: 0 done; 1 a fault that is nobody's mistake (a full disk); 2 a user's mistake, in one
-line; 130 Ctrl-C.
+Exit status: 0 done; 1 a fault that is nobody's mistake (a full disk, a lost worker); 2 a user's
+mistake, in one line; 130 Ctrl-C.
 """
 
 import argparse
@@ -22,6 +22,7 @@ Turn the open web into an assistant, and the assistant's mistakes into next week
 one turn of the wheel, in order:
   crawl      crawl alone: politely, in shards, to WARC files; its status and its report
   corpus     crawl a site (or read WARC files), extract, judge, deduplicate, shard to Parquet
+  whatif     what other quality thresholds would drop, from the stored signals, without a run
   pretrain   tokenizer and base model from the shards, and how well it compresses
   labels     import, export or list what people wrote and ranked; make their accounts
   app        the labeling app in the browser
@@ -32,6 +33,7 @@ one turn of the wheel, in order:
   rollback   put the previous champion back
 and
   config     every key of the run's file: its value, default and meaning
+  train-quality  a classifier from texts that people labelled, for quality.classifier
   demo       all of the above on this machine, without network
   site       the web site that the demo crawls
 """
@@ -61,8 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"flywheel: no space left for {place}; free some and rerun: it goes on", 1)
         if isinstance(error, OSError) and error.errno in _UNUSABLE and where:
             return _fail(f"flywheel: {where}: {error.strerror}; check run.root", 2)
+        if _is_lost_worker(error):
+            return _fail(f"flywheel: {error}; the same command goes on from here", 1)
         raise
     return 0
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    from pipeline.core.remote import WorkerLostError  # only a failure asks
+
+    return isinstance(error, WorkerLostError)
 
 
 def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -117,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="how far the running (or last) one with this config is",
     )
+    crawl.add_argument(
+        "--finish",
+        action="store_true",
+        help="that is enough: fetch nothing more, close and report what is there",
+    )
     for name, handler, text in (
         ("corpus", _corpus, _CORPUS),
         ("pretrain", _pretrain, _PRETRAIN),
@@ -125,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
         command(name, handler, text).add_argument(
             "--dry-run", action="store_true", help="say what is left to do, and do nothing"
         )
+    command("whatif", _whatif, _WHATIF)
+    trainer = commands.add_parser("train-quality", description=_TRAIN_QUALITY)
+    trainer.add_argument(
+        "--from", action="append", required=True, metavar="FILE", dest="sources", help="repeatable"
+    )
+    trainer.add_argument("--to", required=True, metavar="FILE", help="the classifier")
+    trainer.set_defaults(handler=_train_quality, overrides=[])
     command("app", _app, _APP)
     command("serve", _serve, _SERVE)
     chat = command("chat", _chat, _CHAT)
@@ -183,14 +205,21 @@ Crawl [crawl]'s seeds into WARC files with CDXJ indexes, politely: robots.txt (R
 per host, a limit per address, opt-outs. Interrupted at any moment, the same command goes on;
 finished, it writes crawl.html (what was fetched, refused and failed, by host and over time) and
 does nothing more. `flywheel crawl status` (with the same config) answers from another terminal: how
-far it is, what it waits for, whether it runs at all. docs/crawling.md says how to crawl politely,
-and at scale."""
+far it is, what it waits for, whether it runs at all. If what a stopped crawl has is enough,
+`--finish` closes it. docs/crawling.md says how to crawl politely, and at scale."""
 _CORPUS = """\
 From a crawl, or from WARC files, to Parquet shards.
 
 Crawls crawl.seeds politely (robots.txt, a delay per host) into WARC files, or takes ingest.warcs;
 extracts the text, judges language and quality, removes repeated lines, exact and near duplicates,
 shuffles, and writes shards with a held-out part. Dropped documents are kept with their reason."""
+_WHATIF = """\
+What the quality rules would drop with other thresholds, beside what they dropped, by reason:
+  flywheel whatif --config infra/runs/laptop.toml quality.min_words=100 'quality.rules=["gopher"]'
+answers in seconds from the signals that `flywheel corpus` (with the same config) has stored."""
+_TRAIN_QUALITY = """\
+A small quality classifier (hashed words and pairs, logistic) from JSON Lines or Parquet with the
+fields text and label (1 good, 0 not), and its cross-validated AUC beside that of the rules."""
 _PRETRAIN = """\
 A tokenizer and a base model from the shards of `flywheel corpus`, counted in tokens, and how well
 the model compresses held-out text beside zlib, xz and zstd. The first base model becomes the
@@ -221,7 +250,7 @@ def _crawl(arguments: argparse.Namespace) -> None:
     elif arguments.dry_run:
         crawl_view.show_plan(config)
     else:
-        crawl_view.crawl(config)
+        crawl_view.crawl(config, is_enough=arguments.finish)
 
 
 def _corpus(arguments: argparse.Namespace) -> None:
@@ -232,6 +261,18 @@ def _corpus(arguments: argparse.Namespace) -> None:
         settings.show_plan(lambda: corpus.run_corpus(config))
         return
     corpus.show(corpus.run_corpus(config))
+
+
+def _whatif(arguments: argparse.Namespace) -> None:
+    from infra import quality_view
+
+    quality_view.show_what_if(arguments.config, arguments.overrides)
+
+
+def _train_quality(arguments: argparse.Namespace) -> None:
+    from infra import quality_view
+
+    quality_view.train_classifier(arguments.sources, arguments.to)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from pipeline.core.progress import duration
 from pipeline.crawl import SUMMARY
 from pipeline.crawl_config import CrawlConfig
 from pipeline.crawl_service import HostResult
-from pipeline.crawl_status import CrawlStatus
+from pipeline.crawl_status import CrawlStatus, count, ending
 from pipeline.not_kept import NOT_KEPT, read_not_kept
 from pipeline.recrawl import shard_name
 
@@ -34,7 +34,7 @@ def report_page(manifest: Manifest, config: CrawlConfig) -> bytes:
         _not_kept(manifest),
         _timeline(status),
         _by_host(hosts),
-        _politeness(hosts, config),
+        _politeness(hosts, config, status.least_delay_s),
     ]
     counts = manifest.counts
     head = tag(
@@ -43,9 +43,9 @@ def report_page(manifest: Manifest, config: CrawlConfig) -> bytes:
         tag("h1", "What the crawl found"),
         tag(
             "p",
-            f"{counts.rows_out:,} responses from {len(hosts):,} hosts,"
-            f" {status.num_bytes / 1e6:,.1f} MB, in {duration(manifest.run['seconds'])}"
-            f" (since its last start). {taken(manifest)}",
+            f"{count(counts.rows_out, 'response')} from {count(len(hosts), 'host')},"
+            f" {status.num_bytes / 1e6:,.1f} MB, in {duration(status.worked_s)} of work."
+            f" {taken(manifest)}",
         ),
         *[tag("p", f"Since the crawl before: {changes(manifest)}.")] * bool(changes(manifest)),
         tag("nav", *(tag("a", part.title, href=f"#{part.identity}") for part in parts)),
@@ -72,7 +72,7 @@ def _outcome(manifest: Manifest, status: CrawlStatus) -> Part:
         "What became of the URLs",
         figure("URLs by outcome", bars(rows, alt, label_width=38), "on a logarithmic scale"),
         note(taken(manifest)),
-        note("Links left out are counted as often as they were met since the last start."),
+        note("Links left out are counted as often as they were met."),
         folded("The same as a table", table_of(("what", "number"), cells)),
     )
 
@@ -87,8 +87,7 @@ def taken(manifest: Manifest) -> str:
 
 def budget(manifest: Manifest) -> str:
     """Which one was used up, when not all was taken."""
-    key = manifest.run.get("ended_by")
-    return f"crawl.{key} was used up" if key else "the budgets of their hosts were used up"
+    return ending(manifest.run.get("ended_by", ""))
 
 
 def changes(manifest: Manifest) -> str:
@@ -129,15 +128,17 @@ def _lines(urls: Sequence[str]) -> list[Html]:
 
 def _timeline(status: CrawlStatus) -> Part:
     points = status.timeline
+    # Two points a moment apart (a start, an end) have no rate; all are so in the shortest crawls.
+    shortest_s = 0.5 if status.worked_s > 2 else 0.0
     rates = tuple(
         (later[0], (later[1] - sooner[1]) / max(1e-9, later[0] - sooner[0]))
         for sooner, later in itertools.pairwise(points)
+        if later[0] - sooner[0] >= shortest_s
     )
     alt = f"Pages a second over {len(rates)} intervals."
     chart = line_chart([Series("pages/s", rates)], "pages/s", alt, x_name="seconds")
-    return section(
-        "timeline", "Over time", figure("Pages a second", chart, "by seconds since the last start")
-    )
+    caption = "by seconds at work, over all starts"
+    return section("timeline", "Over time", figure("Pages a second", chart, caption))
 
 
 def _by_host(hosts: Sequence[HostResult]) -> Part:
@@ -159,7 +160,7 @@ def _by_host(hosts: Sequence[HostResult]) -> Part:
     return section(
         "hosts",
         "By host",
-        figure(f"The largest of {len(hosts):,} hosts, in pages", bars(bar_rows, alt)),
+        figure(f"The largest of {count(len(hosts), 'host')}, in pages", bars(bar_rows, alt)),
         table_of(heads, rows[:_NUM_HOSTS]),
         *(
             [note(f"{len(rows) - _NUM_HOSTS:,} more in {SUMMARY}")]
@@ -169,14 +170,17 @@ def _by_host(hosts: Sequence[HostResult]) -> Part:
     )
 
 
-def _politeness(hosts: Sequence[HostResult], config: CrawlConfig) -> Part:
+def _politeness(hosts: Sequence[HostResult], config: CrawlConfig, least_s: float | None) -> Part:
+    """Gaps over all starts, so they are held against the shortest pause that any start had."""
+    delay_s = config.delay_s if least_s is None else least_s
     gaps = [host.shortest_gap_s for host in hosts if host.shortest_gap_s is not None]
-    under = sum(gap < config.delay_s for gap in gaps)
-    said = f"Hosts asked more than once: {len(gaps):,}. Configured pause: {config.delay_s:g} s."
+    under = sum(gap < delay_s for gap in gaps)
+    said = f"Hosts asked more than once: {len(gaps):,}. Configured pause: {config.delay_s:g} s"
+    said += f" (at times {delay_s:g} s)." if delay_s != config.delay_s else "."
     if gaps:
         said += (
             f" The shortest time between the beginnings of two requests to one host was"
-            f" {min(gaps):.3f} s; hosts with less than the pause: {under:,}."
+            f" {min(gaps):.3f} s; hosts with less than {delay_s:g} s: {under:,}."
         )
     spread = Counter(_bucket(gap) for gap in gaps)
     rows = [Bar(name, n, f"{n:,}") for (_, name), n in sorted(spread.items())]

@@ -1,5 +1,6 @@
 """`flywheel crawl`: the stage, what it would do, and how far it is."""
 
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ from pipeline.core.manifest import Manifest
 from pipeline.core.progress import duration
 from pipeline.crawl import current_output, look_ahead, run_crawl
 from pipeline.crawl_config import CrawlConfig
-from pipeline.crawl_status import CrawlStatus, count, is_running, read_status
+from pipeline.crawl_status import NOT_ONE_PAGE, CrawlStatus, count, ending, is_running, read_status
 
 REPORT = "crawl.html"
 _SILENT_S = 15.0  # a crawl that works says so every two seconds
 
 
-def crawl(config: Config) -> Path:
-    """Run the stage, write its report, print both's summary; returns the report's path."""
+def crawl(config: Config, *, is_enough: bool = False) -> Path:
+    """Run the stage (or only finish it), write its report, print both's summary; returns the
+    report's path."""
     crawl_config = config.section("crawl", CrawlConfig)
-    manifest = run_crawl(crawl_config, config.run)
+    manifest = run_crawl(crawl_config, config.run, is_enough=is_enough)
     path = storage.local_path(manifest.url) / REPORT
     if not path.exists():
         storage.write_bytes(str(path), report_page(manifest, crawl_config))
@@ -49,20 +51,23 @@ def show_status(config: Config) -> None:
     """Print what a crawl with this config last said of itself. Raises UserError if none began."""
     crawl_config = config.section("crawl", CrawlConfig)
     folder = storage.local_path(current_output(crawl_config, config.run).url)
-    print(status_text(read_status(folder), time.time(), is_running(folder)))
+    print(status_text(read_status(folder), time.time(), is_running(folder), socket.gethostname()))
 
 
-def status_text(status: CrawlStatus, now: float, is_locked: bool | None = None) -> str:
-    """A few lines for a terminal; `now` as of time.time(), `is_locked` whether somebody is known
-    to be at work on it."""
+def status_text(
+    status: CrawlStatus, now: float, is_locked: bool | None = None, host: str = ""
+) -> str:
+    """A few lines for a terminal; `now` as of time.time(), `is_locked` whether somebody on this
+    machine, `host`, is known to be at work on it."""
     wanted, rate = status.num_wanted, status.pages_per_s
     size = f"{status.num_bytes / 1e6:,.1f} MB"
-    state = _state_of(status, now, is_locked)
+    is_ended = is_locked is False and host != "" and status.host == host
+    state = _state_of(status, now, is_locked, is_ended=is_ended)
     lines = [state, f"{status.num_archived:,} of {wanted:,} pages · {size}"]
     if state.startswith("crawling"):
         lines[-1] += f" · {rate:,.1f} pages/s"
-        if rate > 0 and wanted > status.num_archived:
-            lines[-1] += f" · {duration((wanted - status.num_archived) / rate)} left at this rate"
+        if status.seconds_left is not None:
+            lines[-1] += f" · {duration(status.seconds_left)} left"
     lines.append(_waiting(status))
     lines += [
         f"waiting for {name}: {count(number, 'URL')}, next in {turn_in_s:,.0f} s"
@@ -75,17 +80,22 @@ def status_text(status: CrawlStatus, now: float, is_locked: bool | None = None) 
     rows += [("link left out", reason, n) for reason, n in status.refused_links.items()]
     lines.append("\n" + table(("what", "why", "number"), rows))
     heads = ("shard", "epoch", "state", "pages", "waiting")
-    lines.append("\n" + table(heads, status.shards))
+    if status.shards:
+        lines.append("\n" + table(heads, status.shards))
     return "\n".join(lines)
 
 
-def _state_of(status: CrawlStatus, now: float, is_locked: bool | None) -> str:
+def _state_of(
+    status: CrawlStatus, now: float, is_locked: bool | None, *, is_ended: bool = False
+) -> str:
+    """`is_ended`: its lock is free on the machine where it ran."""
     state, silent_s = status.state, now - status.at
-    if state == "finished":
-        return f"finished {duration(silent_s)} ago"
-    if state not in ("crawling", "finishing"):
+    if state in ("finished", NOT_ONE_PAGE):
+        mend = "" if state == "finished" else "; the same command begins anew"
+        return f"{state} {duration(silent_s)} ago{mend}"
+    if not status.is_at_work:
         return f"{state} {duration(silent_s)} ago; the same command goes on"
-    if silent_s > _SILENT_S and not is_locked:
+    if is_ended or (silent_s > _SILENT_S and not is_locked):
         return f"not running: last seen {duration(silent_s)} ago; the same command goes on"
     if silent_s > _SILENT_S and state == "crawling":
         return f"silent for {duration(silent_s)}, though it runs: it hangs, or its disk does"
@@ -101,7 +111,7 @@ def _waiting(status: CrawlStatus) -> str:
     if status.num_excluded:
         said.append(f"{status.num_excluded:,} of them beyond their hosts' budgets")
     if status.ended_by:
-        said.append(f"crawl.{status.ended_by} was used up")
+        said.append(ending(status.ended_by))
     if status.busy:
         said.append(f"{status.busy:,} in flight")
     return " · ".join(said)

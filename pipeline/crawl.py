@@ -11,13 +11,10 @@ import dataclasses
 import errno
 import json
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 if __name__ == "__main__":  # `ray submit` copies this file alone to ~; the package is in ~/app
@@ -30,11 +27,22 @@ from pipeline.core import storage
 from pipeline.core.config import RunConfig, load_config
 from pipeline.core.errors import UserError, is_disk_full
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
-from pipeline.core.remote import InlineRuntime, Runtime, ServiceHandle, open_runtime
+from pipeline.core.remote import InlineRuntime, Runtime, WorkerLostError, open_runtime
 from pipeline.crawl_config import CrawlConfig
-from pipeline.crawl_service import CrawlService, ShardResult, ShardStatus
+from pipeline.crawl_metrics import served_metrics
+from pipeline.crawl_service import CrawlService, ShardResult
 from pipeline.crawl_shard import ShardTask
-from pipeline.crawl_status import STATUS, CrawlStatus, StatusBoard, served_metrics, total_of
+from pipeline.crawl_status import (
+    BY_HAND,
+    NOT_ONE_PAGE,
+    CrawlStatus,
+    StatusBoard,
+    ending,
+    status_before,
+    total_of,
+    write_status,
+)
+from pipeline.crawl_stop import sigterm_is_ctrl_c, stopped_in_the_end
 from pipeline.crawl_watch import watch
 from pipeline.frontier_state import Tally
 from pipeline.recrawl import Changes, shard_name
@@ -94,24 +102,31 @@ def look_ahead(config: CrawlConfig, run: RunConfig) -> Plan | None:
 
 
 def run_crawl(
-    config: CrawlConfig, run: RunConfig, *, resolver: AbstractResolver | None = None
+    config: CrawlConfig,
+    run: RunConfig,
+    *,
+    resolver: AbstractResolver | None = None,
+    is_enough: bool = False,
 ) -> Manifest:
     """Crawl the seeds' scope into WARC files, or go on with a crawl that was interrupted.
 
     A row is a URL that was taken: archived (whatever its status) or dropped with a reason. URLs
     left over when a budget was used up are `facts["not_taken"]`. `resolver` is for tests, with one
-    shard. Raises UserError for seeds that cannot be crawled, and if not one page had status 200.
+    shard. `is_enough`: take nothing more, and finish with what is there. Raises UserError for seeds
+    that cannot be crawled, and if not one page had status 200.
     """
     previous = _previous(config, run)
     output = crawl_output(config, run, previous)
     if done := output.finished():
         return done
+    if is_enough and not (storage.local_path(output.url) / LAYOUT).exists():
+        raise UserError(f"--finish: no crawl with this config has begun ({output.url})")
     plan = plan_crawl(config, output, previous, resolver)
     for problem in plan.warnings:
         print(f"warning: {problem}", file=sys.stderr)
     with output.lock():
         try:
-            return _run(config, run, plan, resolver)
+            return _run(config, run, plan, resolver, is_enough=is_enough)
         except Exception as error:
             if is_disk_full(error):
                 folder = str(storage.local_path(output.url))
@@ -120,22 +135,31 @@ def run_crawl(
 
 
 def _run(
-    config: CrawlConfig, run: RunConfig, plan: Plan, resolver: AbstractResolver | None
+    config: CrawlConfig,
+    run: RunConfig,
+    plan: Plan,
+    resolver: AbstractResolver | None,
+    *,
+    is_enough: bool,
 ) -> Manifest:
     started = time.time()
     folder = storage.local_path(plan.output.url)
-    _keep_layout(folder, config.num_shards)
     is_new = not any(folder.glob("shard-*"))
+    _keep_layout(folder, config.num_shards)
     root, prefix = str(folder), plan.output.key[:12]
     tasks = [
         ShardTask(config, plan.seeds, plan.scope, root, shard, config.num_shards, prefix, plan.year)
         for shard in range(config.num_shards)
     ]
-    results, last = _crawl(config, run, tasks, plan.previous, resolver, is_new=is_new)
+    results, last = _crawl(
+        config, run, tasks, plan.previous, resolver, is_new=is_new, is_enough=is_enough
+    )
     total = total_of([result.tally for result in results])
     if not total.statuses.keys() & {200, 304}:
-        for task in tasks:  # a rerun is to ask again
+        for task in () if is_enough else tasks:  # a rerun is to ask again
             shutil.rmtree(task.folder)
+        state = "stopped" if is_enough else NOT_ONE_PAGE
+        write_status(folder, dataclasses.replace(last, state=state))
         raise UserError(_nothing_found(total, last.ended_by))
     return _commit(plan.output, tasks, results, last, started)
 
@@ -173,59 +197,24 @@ def _crawl(
     resolver: AbstractResolver | None,
     *,
     is_new: bool,
+    is_enough: bool,
 ) -> tuple[list[ShardResult], CrawlStatus]:
     """All shards at work until nothing is left or a budget is used up."""
-    board = StatusBoard(Path(tasks[0].root), config.max_pages)
+    folder = Path(tasks[0].root)
+    board = StatusBoard(folder, config, None if is_new else status_before(folder))
     url = previous.url if previous else None
     with contextlib.ExitStack() as stack:
         runtime: Runtime = InlineRuntime()
         if config.num_shards > 1:
             runtime = stack.enter_context(open_runtime(run))
         inject = () if resolver is None else (resolver,)
-        stack.enter_context(_sigterm_is_ctrl_c())
+        stack.enter_context(sigterm_is_ctrl_c())
         shards = [runtime.service(CrawlService, task, url, *inject) for task in tasks]
-        stack.enter_context(_stopped_in_the_end(shards, board))
+        stack.enter_context(stopped_in_the_end(shards, board))
         stack.enter_context(served_metrics(board, config.metrics_port))
-        ended_by = watch(config, shards, board, is_new=is_new)
+        ended_by = watch(config, shards, board, is_new=is_new, is_enough=is_enough)
         results = [shard.call("finish") for shard in shards]
         return results, board.finished(results, ended_by)
-
-
-@contextlib.contextmanager
-def _stopped_in_the_end(shards: Sequence[ServiceHandle], board: StatusBoard) -> Generator[None]:
-    """Whatever ends the crawl ends the shards, and the status says so."""
-    try:
-        yield
-    except BaseException as error:
-        is_wish = isinstance(error, KeyboardInterrupt)
-        if is_wish:
-            what = "stopping: what is in flight may take 20 s; Ctrl-C again ends it"
-            print(what, file=sys.stderr)
-        said = _stop(shards)
-        with contextlib.suppress(OSError):  # on a full disk there is no room for this either
-            if board.shards:
-                board.end(said, "stopped" if is_wish else "ended by an error")
-        raise
-    _stop(shards)
-
-
-def _stop(shards: Sequence[ServiceHandle]) -> list[ShardStatus | None]:
-    """All at once, for a spot instance has 30 s: each ends what it has in flight; whoever cannot
-    is left to its successor. What they said in the end."""
-    said: list[ShardStatus | None] = [None] * len(shards)
-
-    def stop(number: int, shard: ServiceHandle) -> None:
-        with contextlib.suppress(Exception):
-            status = shard.call("stop")
-            said[number] = status if status.is_known else None
-        shard.stop()
-
-    threads = [threading.Thread(target=stop, args=pair, daemon=True) for pair in enumerate(shards)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return said
 
 
 def _commit(
@@ -241,7 +230,7 @@ def _commit(
         "hosts": [dataclasses.astuple(host) for result in results for host in result.hosts],
     }
     storage.write_bytes(output.path(SUMMARY), json.dumps(summary).encode())
-    storage.write_bytes(output.path(STATUS), json.dumps(summary["status"]).encode())
+    write_status(storage.local_path(output.url), last)
     facts: dict[str, Any] = {
         "statuses": {str(status): n for status, n in sorted(total.statuses.items())},
         "not_taken": sum(result.num_waiting for result in results),
@@ -281,11 +270,11 @@ def _check_layout(folder: Path, num_shards: int) -> None:
     path = folder / LAYOUT
     try:
         begun_with = json.loads(path.read_bytes())
-        num_before = int(begun_with["num_shards"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is damaged; delete it if crawl.num_shards is what it was"
-        ) from None
+        num_before = begun_with["num_shards"]
+    except (ValueError, LookupError, TypeError, RecursionError, IsADirectoryError):
+        begun_with = num_before = None
+    if type(num_before) is not int:
+        raise UserError(f"{path} is damaged; delete it if crawl.num_shards is what it was")
     if num_before != num_shards:
         raise UserError(
             f"crawl.num_shards = {num_shards}, but this crawl was begun with {num_before}; set it"
@@ -298,30 +287,14 @@ def _check_layout(folder: Path, num_shards: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _sigterm_is_ctrl_c() -> Generator[None]:
-    """A spot instance's notice ends a crawl as Ctrl-C does: in order, to go on later."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before: Any = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever is there decides
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _nothing_found(total: Tally, ended_by: str) -> str:
     seen = [f"{n} x status {status}" for status, n in sorted(total.statuses.items())]
     seen += [f"{n} x {reason}" for reason, n in total.dropped.most_common()]
     message = "crawl.seeds gave not one page with status 200"
     if seen:
         message += f"; seen: {', '.join(seen)}"
+    if ended_by == BY_HAND:
+        return f"{message}: there is nothing to finish yet"
     if ended_by:
         return f"{message}; crawl.{ended_by} was used up before the first page came; raise it"
     if total.outside:
@@ -331,8 +304,8 @@ def _nothing_found(total: Tally, ended_by: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The stage as a command of its own; 2 for a user's mistake, 1 for a full disk, 130 for
-    Ctrl-C."""
+    """The stage as a command of its own; 2 for a user's mistake, 1 for a full disk or a lost
+    worker, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(
         description="Crawl the seeds of a run's config into WARC files. Interrupted at any moment,"
         " the same command goes on; finished, it does nothing.",
@@ -340,11 +313,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         " crawl.max_pages=500 crawl.contact=me@example.org",
     )
     parser.add_argument("--config", required=True, help="the run's TOML file; [crawl] and [run]")
+    parser.add_argument(
+        "--finish", action="store_true", help="fetch nothing more; finish with what is there"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args(argv)
     try:
         config = load_config(args.config, args.overrides)
-        manifest = run_crawl(config.section("crawl", CrawlConfig), config.run)
+        crawl_config = config.section("crawl", CrawlConfig)
+        manifest = run_crawl(crawl_config, config.run, is_enough=args.finish)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -353,15 +330,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}; make room, then rerun", file=sys.stderr)
         return 1
+    except WorkerLostError as error:
+        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     counts = manifest.counts
     print(f"{counts.rows_out:,} responses of {counts.rows_in:,} URLs; dropped: {counts.dropped}")
     if left := manifest.facts["not_taken"]:
-        key = manifest.run["ended_by"]
-        budget = f"crawl.{key}" if key else "their hosts' budgets"
-        print(f"{left:,} more known URLs were not taken: {budget} used up")
+        print(f"{left:,} more known URLs were not taken: {ending(manifest.run['ended_by'])}")
     print(manifest.url)
     return 0
 

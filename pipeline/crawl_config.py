@@ -1,8 +1,10 @@
 """[crawl]: what is crawled, how politely, and within what limits."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from pipeline.core.config import Section, operational
 
@@ -17,11 +19,24 @@ TEXT_TYPES = [
 ]
 
 
+DAY_S = 86_400.0
+MOST = 1_000_000_000_000_000  # bytes or pages: as good as no limit, and still a number for SQLite
+
+
+def _with_token(user_agent: str) -> str:
+    if not re.match(r"[A-Za-z0-9_.-]+(?:[/ ]|$)", user_agent):
+        mend = "begin with the name that robots.txt is to know it by, as in 'MyBot/1.0 (me)'"
+        raise PydanticCustomError("user_agent", mend)
+    return user_agent
+
+
 class CrawlConfig(Section):
-    """[crawl]. `epoch` tells a recrawl from the crawl before it."""
+    """[crawl]. `epoch` tells a recrawl from the crawl before it. No number is infinite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     seeds: list[str] = Field(default_factory=list, description="where to begin, whole URLs")
-    epoch: int = Field(0, ge=0, description="raise it to crawl the same seeds again")
+    epoch: int = Field(0, ge=0, le=100_000, description="raise it to crawl the same seeds again")
     conditional: bool = Field(
         True, description="a later epoch asks the one before for what has not changed"
     )
@@ -59,38 +74,47 @@ class CrawlConfig(Section):
     max_pages: int = Field(
         1000,
         ge=1,
+        le=MOST,
         description="responses, in a recrawl those that are new or changed; which ones, with"
         " several hosts, depends on their speed",
     )
-    max_depth: int = Field(20, ge=0, description="links away from a seed or sitemap")
-    max_pages_per_host: int | None = Field(None, ge=1, description="responses of one host")
-    max_bytes_per_host: int | None = Field(None, ge=1, description="bytes of one host")
+    max_depth: int = Field(20, ge=0, le=1_000_000, description="links away from a seed or sitemap")
+    max_pages_per_host: int | None = Field(None, ge=1, le=MOST, description="responses of one host")
+    max_bytes_per_host: int | None = Field(None, ge=1, le=MOST, description="bytes of one host")
     max_seconds_per_host: float | None = Field(
-        None, gt=0, description="from a host's first request on"
+        None, gt=0, le=10_000 * DAY_S, description="from a host's first request on"
     )
     max_bytes_total: int | None = Field(
-        None, ge=1, description="bytes of the whole crawl, and what is in flight"
+        None, ge=1, le=MOST, description="bytes of the whole crawl, and what is in flight"
     )
     max_seconds: float | None = Field(
-        None, gt=0, description="of the whole crawl from its last start on, and what is in flight"
+        None,
+        gt=0,
+        le=10_000 * DAY_S,
+        description="of the whole crawl from its last start on, and what is in flight",
     )
     # How politely
-    user_agent: str = Field(
+    user_agent: Annotated[str, AfterValidator(_with_token)] = Field(
         "FlywheelBot/0.1", pattern=r"^[!-~][ -~]*$", description="robots.txt name"
     )
     contact: str = operational(
         "", pattern=r"^[ -~]*$", description="URL or e-mail that a site's owner can turn to"
     )
-    delay_s: float = operational(1.0, ge=0, description="pause between two requests to a host")
-    max_delay_s: float = operational(300.0, gt=0, description="what a pause may grow to")
+    delay_s: float = operational(
+        1.0, ge=0, le=DAY_S, description="pause between two requests to a host"
+    )
+    max_delay_s: float = operational(300.0, gt=0, le=DAY_S, description="what a pause may grow to")
     latency_factor: float = operational(
-        1.0, ge=0, description="a pause is at least this many times the host's mean latency"
+        1.0,
+        ge=0,
+        le=1000,
+        description="a pause is at least this many times the host's mean latency",
     )
     connections_per_ip: int = operational(
-        8, ge=1, description="requests of one shard at a time to one address"
+        8, ge=1, le=100_000, description="requests of one shard at a time to one address"
     )
     delay_per_ip_s: float = operational(
-        0.0, ge=0, description="pause between two requests to one address"
+        0.0, ge=0, le=DAY_S, description="pause between two requests to one address"
     )
     honour_ai_optouts: bool = Field(
         True, description="noai, TDM reservation and the groups of also_obey count as refusals"
@@ -99,15 +123,24 @@ class CrawlConfig(Section):
         default_factory=list, description="further robots.txt names that bind us, such as CCBot"
     )
     max_robots_wait_s: float = operational(
-        120.0, ge=0, description="how long a host's URLs wait for a robots.txt that fails"
+        120.0,
+        ge=0,
+        le=30 * DAY_S,
+        description="how long a host's URLs wait for a robots.txt that fails",
     )
     # How
-    concurrency: int = operational(64, ge=1, description="hosts that one shard asks at a time")
-    max_bytes: int = Field(10_000_000, ge=1, description="a larger body is dropped")
-    timeout_s: float = Field(30.0, gt=0, description="for one whole response")
-    min_bytes_per_s: float = Field(100.0, ge=0, description="a slower response is dropped")
-    max_retries: int = Field(2, ge=0, description="after time-outs, broken connections, 429, 5xx")
-    retry_delay_s: float = operational(1.0, ge=0, description="doubles with each retry")
+    concurrency: int = operational(
+        64, ge=1, le=100_000, description="hosts that one shard asks at a time"
+    )
+    max_bytes: int = Field(10_000_000, ge=1, le=MOST, description="a larger body is dropped")
+    timeout_s: float = Field(30.0, ge=0.01, le=DAY_S, description="for one whole response")
+    min_bytes_per_s: float = Field(100.0, ge=0, le=1e9, description="a slower response is dropped")
+    max_retries: int = Field(
+        2, ge=0, le=50, description="after time-outs, broken connections, 429, 5xx"
+    )
+    retry_delay_s: float = operational(
+        1.0, ge=0, le=DAY_S, description="doubles with each retry, up to max_delay_s or itself"
+    )
     allow_private: bool = Field(False, description="may loopback and private networks be reached?")
     allow_networks: list[str] = Field(
         default_factory=list, description="private networks that may be, as in 10.1.0.0/16"
@@ -118,9 +151,14 @@ class CrawlConfig(Section):
         description="URL of an HTTP proxy; it must refuse inner addresses",
     )
     verify_tls: bool = operational(True, description="refuse invalid certificates")
-    warc_max_bytes: int = Field(1_000_000_000, ge=1, description="then the next WARC file begins")
+    warc_max_bytes: int = Field(
+        1_000_000_000, ge=1, le=MOST, description="then the next WARC file begins"
+    )
     lease_s: float = operational(
-        60.0, gt=0, description="a shard's owner who is silent for so long is replaced"
+        60.0,
+        ge=3,  # it is renewed once a second or so
+        le=DAY_S,
+        description="a shard's owner who is silent for so long is replaced",
     )
     metrics_port: int = operational(
         0, ge=0, le=65535, description="of Prometheus metrics on loopback; 0: none"

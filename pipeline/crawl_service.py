@@ -69,7 +69,7 @@ class HostResult:
 
 @dataclasses.dataclass(frozen=True)
 class ShardResult:
-    """A finished shard; `refused` (links) and `retries` by reason, since its last start."""
+    """A finished shard; `refused` (links) and `retries` by reason, of its last owner."""
 
     tally: Tally
     num_waiting: int
@@ -119,7 +119,7 @@ class CrawlService:
             shard=self.task.shard,
             epoch=crawler.lease.epoch,
             state=self._state,
-            is_idle=self._state == "crawling" and crawler.has_begun and frontier.is_idle,
+            is_idle=self._state == "crawling" and crawler.is_idle,
             serial=frontier.num_known + frontier.tally.num_finished,
             limit=frontier.max_pages,  # before what is used: that then keeps to it
             busy=len(frontier.in_flight),  # before the tally: what ends meanwhile is in both
@@ -151,8 +151,8 @@ class CrawlService:
                 self._loop.call_soon_threadsafe(act)
 
     def stop(self) -> ShardStatus:
-        """End what is in flight, for a while, and leave the state for a successor; how far it
-        came. Raises what ended the shard, if something did."""
+        """End what is in flight, for a while, close the WARC file, and leave the state for a
+        successor; how far it came. Raises what ended the shard, if something did."""
         self._ask_to_stop()
         self._thread.join(STOP_WITHIN_S + 10)
         return self.status()
@@ -211,6 +211,9 @@ class CrawlService:
                     self.task.folder / NOT_KEPT, self.task.folder, lambda: _stay_owner(lease)
                 )
                 self._result = _result(crawler, changes)
+            else:
+                lease.check()
+                crawler.series.finish()  # whoever looks meanwhile finds whole files
         finally:
             self._state = "stopped"
             crawler.close()

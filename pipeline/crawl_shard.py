@@ -23,6 +23,7 @@ from pipeline.frontier_state import Archived, Entry, hostname_of
 from pipeline.lease import Lease
 from pipeline.opt_outs import OptOutCache, OptOuts
 from pipeline.origin_store import OriginStore
+from pipeline.pauses import Clocks
 from pipeline.polite_fetch import PoliteFetcher
 from pipeline.politeness import AddressLimit
 from pipeline.recrawl import BATCH, Before, Changes, PreviousCrawl, territory_of, write_pages
@@ -30,7 +31,7 @@ from pipeline.resolver import CachingResolver, is_loopback
 from pipeline.responses import Found, ResponseReader
 from pipeline.robots import RobotsRules, product_token
 from pipeline.robots_cache import RobotsAnswer, RobotsCache
-from pipeline.rule_files import RuleFiles
+from pipeline.rule_files import Answer, RuleFiles
 from pipeline.shard_mail import Mailbox
 from pipeline.urls import Scope, UrlRules, canonical, shard_of, trap_of
 from pipeline.warc_writer import Original, WarcSeries
@@ -85,6 +86,8 @@ class Crawler:
             HostBudget(
                 config.max_pages_per_host, config.max_bytes_per_host, config.max_seconds_per_host
             ),
+            clocks=Clocks(time.monotonic, time.time),
+            pause_s=config.delay_s,
         )
         self.web = PoliteFetcher(config, self.lease.check)
         self.agent = product_token(config.user_agent)
@@ -100,10 +103,10 @@ class Crawler:
             max_wait_s=config.max_robots_wait_s,
         )
         self.opt_outs = OptOutCache(self.agent, self.origins, time.time)
-        self.rule_files = RuleFiles(self.web, self.frontier.hosts.get, self._may_be_pointed_to)
+        self.rule_files = RuleFiles(self.web, self.frontier, task.shard, self._may_be_pointed_to)
         self.addresses = AddressLimit(config.connections_per_ip, config.delay_per_ip_s)
         self._attempts: dict[int, int] = {}  # of URLs that are tried again, by address
-        self.is_stopping = self.has_begun = False
+        self.is_stopping = self.has_begun = self.is_resting = False
         self._synced_at = self._saved_at = time.monotonic()
         self._changed = asyncio.Event()
         self._visits: set[asyncio.Task[None]] = set()
@@ -163,12 +166,13 @@ class Crawler:
 
     async def _work(self) -> None:
         while not (self.is_stopping and not self._visits):
+            self.is_resting = False
             self._keep()
             now = time.monotonic()
             while (
                 not self.is_stopping
                 and len(self._visits) < self.config.concurrency
-                and (turn := self.frontier.take(now))
+                and (turn := self.frontier.take_errand(now) or self.frontier.take(now))
             ):
                 visit = asyncio.create_task(self._visit(turn))
                 self._visits.add(visit)
@@ -176,6 +180,7 @@ class Crawler:
             full = len(self._visits) >= self.config.concurrency or self.frontier.is_spent
             turn_at = None if full or self.is_stopping else self.frontier.next_turn()
             wait_s = SYNC_EVERY_S if turn_at is None else min(SYNC_EVERY_S, turn_at - now)
+            self.is_resting = self.frontier.is_idle
             if wait_s > 0:
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
@@ -204,13 +209,20 @@ class Crawler:
         self.series.sync()  # before the log, which speaks of it
         self.frontier.sync()
         self.origins.sync()
-        self.frontier.read_mail()
+        self.frontier.read_mail(self.rule_files.read_note)
         if self.frontier.wants_snapshot() or now - self._saved_at > SNAPSHOT_EVERY_S:
             self.save()
         self._synced_at = now
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing to do and nothing to come, as far as this shard knows. For other threads: the
+        loop says so between two steps, as in the middle of one nothing may seem to be there."""
+        return self.has_begun and self.is_resting and not self.frontier.mailbox.has_mail
+
     def set_max_pages(self, max_pages: int) -> None:
-        """This shard's part of the budget."""
+        """This shard's part of the budget. On the loop."""
+        self.is_resting = False
         self.frontier.max_pages = max_pages
         self._changed.set()
 
@@ -259,8 +271,8 @@ class Crawler:
     async def _visit(self, turn: Turn) -> None:
         """One turn of a host: its URL ends as archived or as dropped, or waits for the next."""
         url = turn.entry.url
-        if (wait_s := self.rule_files.own_turn(turn.host)) > 0:
-            self.frontier.put_back(turn, time.monotonic() + wait_s)
+        if turn.is_errand:
+            await self._run_errand(turn)
             return
         rules = self.robots.get(url)
         if rules is None:
@@ -294,12 +306,15 @@ class Crawler:
         said = FORBIDDEN if rules and not rules.allows(file) else self.rule_files.before(file)
         pause_s = 0.0
         if said == 0.0:
-            async with self._address(self.rule_files.host_asked(file)) as free_at:
+            async with self._address(turn.host.name) as free_at:
                 if free_at:
                     self.frontier.put_back(turn, free_at)
                     return
                 said = await self.rule_files.ask(file, turn.host)
                 pause_s = self.web.pace(turn.host).delay_s
+        elif not isinstance(said, RobotsAnswer):  # another host is asked meanwhile
+            self.frontier.defer(turn, time.monotonic() + said)
+            return
         if isinstance(said, RobotsAnswer):
             learnt = cache.learn(file, said)
             if isinstance(learnt, RobotsRules):
@@ -309,6 +324,20 @@ class Crawler:
         else:
             pause_s = max(pause_s, said)
         self.frontier.put_back(turn, time.monotonic() + pause_s)
+
+    async def _run_errand(self, turn: Turn) -> None:
+        url = turn.entry.url
+        async with self._address(turn.host.name) as free_at:
+            if free_at:
+                self.frontier.put_back(turn, free_at)
+                return
+            answer = Answer(0, failure="cancelled")
+            try:
+                answer = await self.rule_files.run_errand(url, turn.host)
+            finally:
+                now = time.monotonic()
+                self.frontier.release(turn, now + self.web.pace(turn.host).delay_s)
+        self.rule_files.end_errand(url, answer)
 
     def _take_sitemaps(self, rules: RobotsRules, url: str) -> None:
         if self.config.sitemaps:

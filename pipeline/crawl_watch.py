@@ -8,17 +8,23 @@ from pipeline.core.progress import Progress
 from pipeline.core.remote import ServiceHandle
 from pipeline.crawl_config import CrawlConfig
 from pipeline.crawl_service import ShardStatus
-from pipeline.crawl_status import CrawlStatus, StatusBoard, note
+from pipeline.crawl_status import BY_HAND, CrawlStatus, StatusBoard, note
 from pipeline.page_budget import Share, first_limits, is_wanted, next_limits
 
 POLL_S = (0.02, 0.5)  # between two looks at the shards: at first, and later on
 
 
 def watch(
-    config: CrawlConfig, shards: Sequence[ServiceHandle], board: StatusBoard, *, is_new: bool
+    config: CrawlConfig,
+    shards: Sequence[ServiceHandle],
+    board: StatusBoard,
+    *,
+    is_new: bool,
+    is_enough: bool = False,
 ) -> str:
     """Returns when nothing is left that may be fetched: the key of the budget that was used up,
-    empty for none. With max_bytes_total and max_seconds some requests are still in flight."""
+    empty for none. With max_bytes_total and max_seconds some requests are still in flight.
+    `is_enough`: nothing more may be, and BY_HAND is returned."""
     # Nobody fetches on before each has said what it has already.
     limits = first_limits(config.max_pages, len(shards)) if is_new else [0] * len(shards)
     wait_s, calm = POLL_S[0], -1
@@ -32,6 +38,9 @@ def watch(
             if ended_by := _used_up(config, status):
                 break
             if all(shard.is_known for shard in found):
+                if is_enough:
+                    ended_by = BY_HAND
+                    break
                 told, shares = limits, [_share(shard) for shard in found]
                 limits = next_limits(config.max_pages, told, shares)
                 serial = sum(shard.serial for shard in found)
@@ -61,13 +70,15 @@ def _used_up(config: CrawlConfig, status: CrawlStatus) -> str:
     """The budget of bytes or of time, if it is used up (that of pages the shards keep)."""
     if config.max_bytes_total is not None and status.num_bytes >= config.max_bytes_total:
         return "max_bytes_total"
-    if config.max_seconds is not None and status.at - status.started >= config.max_seconds:
+    if config.max_seconds is not None and status.running_s >= config.max_seconds:
         return "max_seconds"
     return ""
 
 
 def _show(progress: Progress, status: CrawlStatus) -> None:
-    progress.total = status.num_wanted
+    progress.total, progress.left_s = status.num_wanted, status.seconds_left
+    if status.state == "starting":
+        return
     if status.timeline and not progress.done:
-        progress.skip(int(status.timeline[0][1]))  # what an earlier run did is not this one's pace
+        progress.skip(status.num_before)  # what an earlier run did is not this one's pace
     progress.advance(max(0, status.num_archived - progress.done), note=note(status))

@@ -7,24 +7,25 @@ its beginning. Times are seconds of any clock that never goes back; the caller p
 
 import dataclasses
 import heapq
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from pipeline import pauses
 from pipeline.core.errors import UserError
 from pipeline.frontier_log import FrontierLog
+from pipeline.frontier_snapshot import Snapshot, last_state, write_snapshot
 from pipeline.frontier_state import (
     Archived,
     Entry,
     Host,
-    Snapshot,
     Tally,
-    read_snapshot,
-    write_snapshot,
 )
-from pipeline.seen import SeenSet
+from pipeline.pauses import Clocks, Pauses
 from pipeline.shard_mail import Mailbox
 
+ERRAND_POLL_S = 0.2
 Refusal = Callable[[str, int], str | None]
 
 
@@ -39,12 +40,14 @@ class HostBudget:
 
 @dataclasses.dataclass
 class Turn:
-    """A URL whose host's turn it is; `is_done`: archived or dropped, and not yet released."""
+    """A URL whose host's turn it is; `is_done`: archived or dropped, and not yet released. An
+    errand is asked for somebody else, and is none of the crawl's URLs."""
 
     entry: Entry
     address: int
     host: Host
     is_done: bool = False
+    is_errand: bool = False
 
 
 class Frontier:
@@ -60,9 +63,12 @@ class Frontier:
         max_pages: int,
         budget: HostBudget = HostBudget(),
         max_recent: int = 1 << 18,
+        clocks: Clocks | None = None,
+        pause_s: float = 0.0,
     ) -> None:
         """Rebuild the state that the folder's files tell. A page whose WARC is shorter than the
-        log says (`bytes_in_warc`, after a power cut) waits again. Raises UserError for damage."""
+        log says (`bytes_in_warc`, after a power cut) waits again. With `clocks` the hosts of owners
+        before this one get the rest of their pauses, or `pause_s`. Raises UserError for damage."""
         self.refusal, self.mailbox, self.max_pages, self.budget = (
             refusal,
             mailbox,
@@ -77,22 +83,17 @@ class Frontier:
         # A heap of (when, tie, host); a host that was offered anew is in there twice.
         self._ready: list[tuple[float, int, str]] = []
         self._num_turns = self._num_ready = 0
+        self._errands: list[tuple[float, int, str]] = []  # a heap of (when, tie, URL)
+        self._served: set[str] = set()  # hosts whose last turn was an errand
         self._log = FrontierLog(folder, epoch)
-        snapshot = read_snapshot(folder)
-        if snapshot.end > self._log.start:
-            raise UserError(
-                f"the log in {folder} is shorter than its snapshot says; delete {folder} to crawl"
-                " anew"
-            )
-        for name, end in snapshot.tally.warc_ends.items():
-            if bytes_in_warc(name) < end:  # it was on the disk once: no power cut took it
-                raise UserError(
-                    f"{folder / name} is gone or cut short: {end:,} bytes of it are in the log; put"
-                    f" it back, or delete {folder} to crawl anew"
-                )
-        self.seen = SeenSet(folder, snapshot.runs, max_recent)
+        self._pauses = Pauses(clocks, pause_s)
+        snapshot, self.seen, problem = last_state(
+            folder, self._log.start, bytes_in_warc, max_recent
+        )
+        if problem:
+            print(f"warning: {problem}; all of the log is read instead", file=sys.stderr)
         self._restore(snapshot, bytes_in_warc)
-        self._snapshot_end = self._log.end
+        self._snapshot_end = -1 if problem else self._log.end
 
     # What there is
 
@@ -119,7 +120,7 @@ class Frontier:
     def is_idle(self) -> bool:
         """Nothing in flight, nothing to take, nothing to hand over or to take in."""
         has_turn = self._num_ready > 0 and not self.is_spent
-        return not (self.in_flight or has_turn or self.mailbox.has_mail)
+        return not (self.in_flight or has_turn or self._errands or self.mailbox.has_mail)
 
     # What comes in
 
@@ -129,12 +130,15 @@ class Frontier:
         if lines:
             self._take_in(new, self._log.append(lines))
 
-    def read_mail(self) -> None:
-        """Take in what other shards found for this one."""
+    def read_mail(self, note: Callable[[str], None] = lambda line: None) -> None:
+        """Take in what other shards found for this one; `note` hears what else they say."""
         for name, lines in self.mailbox.letters():
-            self.add(Entry.of(line) for line in lines)
+            self.add(Entry.of(line) for line in lines if line.startswith("+"))
             self._log.sync()
             self.mailbox.burn(name)
+            for line in lines:
+                if not line.startswith("+"):
+                    note(line)
 
     def archive(self, turn: Turn, item: Archived, links: Iterable[Entry]) -> None:
         """The page is in the WARC file: its links become known and itself done, in one write."""
@@ -190,26 +194,63 @@ class Frontier:
             if self._is_over(host, now):
                 continue
             host.resume(now)
+            self._served.discard(name)
             address = host.pop()
             turn = Turn(Entry.of(self._log.read(address)), address, host)
             self.in_flight[host.name] = turn
             return turn
         return None
 
+    def run_errand(self, url: str) -> None:
+        """Have a host asked for a URL that is none of the crawl's, in a turn of its own."""
+        self._push_errand(url, self.host(Entry(url, 0).host).free_at)
+
+    def _push_errand(self, url: str, when: float) -> None:
+        self._num_turns += 1
+        heapq.heappush(self._errands, (when, self._num_turns, url))
+
+    def take_errand(self, now: float) -> Turn | None:
+        """The next errand whose host's turn it is, whatever the budget."""
+        while self._errands and self._errands[0][0] <= now:
+            url = heapq.heappop(self._errands)[2]
+            host = self.host(Entry(url, 0).host)
+            is_own_turn = (  # after an errand, if the host has URLs of its own that may be taken
+                host.name in self._served
+                and host.ready_at is not None
+                and host.ready_at <= now
+                and not self.is_spent
+            )
+            if is_own_turn or host.name in self.in_flight or host.free_at > now:
+                self._push_errand(url, max(now + ERRAND_POLL_S, host.free_at))
+                continue
+            self._served.add(host.name)
+            if host.ready_at is not None:
+                host.ready_at = None
+                self._num_ready -= 1
+            turn = Turn(Entry(url, 0), -1, host, is_done=True, is_errand=True)
+            self.in_flight[host.name] = turn
+            return turn
+        return None
+
     def next_turn(self) -> float | None:
         """When the next idle host may be asked, or None if none has anything waiting."""
-        first = self._ready[:1]  # one step, as above
-        return first[0][0] if first else None
+        first = [*self._ready[:1], *self._errands[:1]]  # one step, as above
+        return min(first)[0] if first else None
 
     def release(self, turn: Turn, free_at: float) -> None:
         """The host may be asked again from `free_at` on."""
         del self.in_flight[turn.host.name]
         turn.host.free_at = free_at
+        if line := self._pauses.note(turn.host.name, free_at):
+            self._log.append([line])
         self._offer(turn.host)
 
     def put_back(self, turn: Turn, free_at: float) -> None:
         """Not fetched after all: it is the first of its host's next turn."""
-        turn.host.hold(turn.address)
+        if turn.is_errand:
+            self._push_errand(turn.entry.url, free_at)
+        else:
+            turn.host.hold(turn.address)
         self.release(turn, free_at)
 
     def defer(self, turn: Turn, until: float) -> None:
@@ -287,7 +328,8 @@ class Frontier:
         flying = {
             turn.host.name: turn.address for turn in self.in_flight.values() if not turn.is_done
         }
-        write_snapshot(self.folder, Snapshot(self._log.end, runs, self.tally), self.hosts, flying)
+        head = Snapshot(self._log.end, runs, self.tally, pauses=self._pauses.to_json())
+        write_snapshot(self.folder, head, self.hosts, flying)
         self.seen.discard()
         self._snapshot_end = self._log.end
 
@@ -298,6 +340,7 @@ class Frontier:
         self.tally = snapshot.tally
         for host in snapshot.hosts:
             self.hosts[host.name] = host
+        self._pauses.of_json(snapshot.pauses)
         self._sizes: dict[str, int] = {}
         finished: dict[str, list[int]] = {}
         new: list[tuple[Entry, int]] = []
@@ -314,7 +357,10 @@ class Frontier:
         self._known_again(new)
         for name, addresses in finished.items():
             self.hosts[name].remove(addresses)
+        for name in self._pauses.hosts():
+            self.host(name)  # one may have been asked for another's rules alone
         for host in self.hosts.values():
+            host.free_at = self._pauses.free_at(host.name)
             self._offer(host)
 
     def _replay(
@@ -341,6 +387,8 @@ class Frontier:
             case "-":
                 _, done, reason = line.split("\t")
                 self._count_dropped(self._finish(int(done), finished), reason)
+            case pauses.KIND:
+                self._pauses.read(line)
             case _:
                 raise ValueError(line)
 
@@ -357,3 +405,5 @@ class Frontier:
                 self.tally.num_known += 1
                 self.host(entry.host).push(entry.priority, address)
         new.clear()
+        if self.seen.is_full:  # the older runs stay until a snapshot names these
+            self.seen.spill()

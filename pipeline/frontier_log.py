@@ -10,14 +10,17 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import UserError
-from pipeline.frontier_state import Archived, read_snapshot
+from pipeline.frontier_snapshot import DamagedSnapshotError, Snapshot, read_snapshot
+from pipeline.frontier_state import Archived
 
 _LINE_BYTES = 8 << 10  # at least; a canonical URL has at most 4,096
+_HEAD_BYTES = 100  # at most
 _BLOCK = 4 << 20
+_MEND = "delete {} to crawl anew"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,23 +45,42 @@ class FrontierLog:
         path = folder / f"log-{epoch:06d}.log"
         head = json.dumps({"epoch": epoch, "start": start}).encode() + b"\n"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        _write_all(handle, head)
+        try:
+            _write_all(handle, head)
+        except OSError:
+            os.close(handle)
+            raise
         self.end = start + len(head)
         self._segments = [*segments, Segment(path, start, self.end)]
         self._starts = [segment.start for segment in self._segments]
+        self._failed: OSError | None = None
         self._handles = [os.open(s.path, os.O_RDONLY) for s in segments] + [handle]
 
     def append(self, lines: Sequence[str]) -> list[int]:
-        """Hand the lines to the operating system in one write; returns their addresses."""
+        """Hand the lines to the operating system in one write; returns their addresses. After an
+        OSError nothing more goes in, and each further call raises it anew."""
         addresses: list[int] = []
         at = self.end
         encoded = [line.encode() + b"\n" for line in lines]
         for line in encoded:
             addresses.append(at)
             at += len(line)
-        _write_all(self._handles[-1], b"".join(encoded))
+        # Behind half a line every address would be wrong. It cannot be cut off either: a successor
+        # may have counted the whole lines before it.
+        with self._lasting():
+            _write_all(self._handles[-1], b"".join(encoded))
         self.end = at
         return addresses
+
+    @contextlib.contextmanager
+    def _lasting(self) -> Generator[None]:
+        if self._failed is not None:
+            raise OSError(self._failed.errno, self._failed.strerror, str(self._segments[-1].path))
+        try:
+            yield
+        except OSError as error:
+            self._failed = error
+            raise
 
     def read(self, address: int) -> str:
         """The line at an address that `append` or `replay` gave."""
@@ -83,7 +105,10 @@ class FrontierLog:
         return _lines(self._handles[number], segment, start)
 
     def sync(self) -> None:
-        os.fsync(self._handles[-1])
+        """Have it on the disk. After an OSError, here or in `append`, nothing may build on what
+        was not: it raises that again."""
+        with self._lasting():
+            os.fsync(self._handles[-1])
 
     def close(self) -> None:
         for handle in self._handles:
@@ -109,7 +134,7 @@ def _lines(handle: int, segment: Segment, start: int) -> Iterator[tuple[int, str
         data = rest + os.pread(handle, want, at + len(rest) - segment.start)
         if len(data) == len(rest):
             folder = segment.path.parent
-            raise UserError(f"{segment.path} was cut short; delete {folder} to crawl anew")
+            raise UserError(f"{segment.path} was cut short; {_MEND.format(folder)}")
         *lines, rest = data.split(b"\n")
         for line in lines:
             if at > segment.start:  # the head is the log's own
@@ -120,20 +145,29 @@ def _lines(handle: int, segment: Segment, start: int) -> Iterator[tuple[int, str
 def _read_segments(folder: Path) -> list[Segment]:
     heads: list[tuple[Path, int]] = []
     for path in sorted(folder.glob("log-*.log")):
+        if not path.is_file():
+            raise UserError(f"{path} is no file; {_MEND.format(folder)}")
         with path.open("rb") as file:
-            head = file.readline()
-        if not head.endswith(b"\n"):  # killed before it owned anything
+            head = file.readline(_LINE_BYTES)
+        if not head.endswith(b"\n") and len(head) < _HEAD_BYTES:  # killed before it owned anything
             path.unlink()
             continue
         try:
             heads.append((path, int(json.loads(head)["start"])))
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path} is damaged; delete {folder} to crawl anew") from None
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            raise UserError(f"{path} is damaged; {_MEND.format(folder)}") from None
     ends = [start for _, start in heads[1:]]
     if heads:
         path, start = heads[-1]
         ends.append(start + _whole_lines(path))
-    return [Segment(path, start, end) for (path, start), end in zip(heads, ends, strict=True)]
+    if heads and heads[0][1] != 0:
+        raise UserError(f"the beginning of the log in {folder} is gone; {_MEND.format(folder)}")
+    segments: list[Segment] = []
+    for (path, start), end in zip(heads, ends, strict=True):
+        if not 0 <= end - start <= path.stat().st_size:
+            raise UserError(f"{path} was cut short; {_MEND.format(folder)}")
+        segments.append(Segment(path, start, end))
+    return segments
 
 
 def _whole_lines(path: Path) -> int:
@@ -159,7 +193,10 @@ def _write_all(handle: int, data: bytes) -> None:
 def logged_ends(folder: Path) -> dict[str, int]:
     """How much of each WARC file the log in a shard's folder knows: what a new owner saves first,
     so that then `bytes_in_warc` tells the truth."""
-    snapshot = read_snapshot(folder)
+    try:
+        snapshot = read_snapshot(folder)
+    except DamagedSnapshotError:  # the frontier will speak of it
+        snapshot = Snapshot()
     ends = dict(snapshot.tally.warc_ends)
     for _, line in lines_of(folder, snapshot.end):
         if line.startswith("="):

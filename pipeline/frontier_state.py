@@ -1,21 +1,10 @@
-"""A frontier shard's state in memory, and the snapshot of it on the disk."""
+"""What a frontier shard has in memory: URLs, hosts with their queues, and counts."""
 
 import array
 import dataclasses
-import json
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
-
-from pipeline.core import storage
-from pipeline.core.errors import UserError
-
-SNAPSHOT = "snapshot.npz"
-_BLOCK = 1 << 20
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,9 +124,9 @@ class Host:
         self.name = name
         self.queues: dict[int, array.array[int]] = {}
         self.heads: dict[int, int] = {}  # taken so far from the front of each queue
-        # Most hosts have neither: an empty list for each would cost 56 bytes a host.
-        self.held: list[int] | tuple[()] = ()
-        self.deferred: list[int] | tuple[()] = ()
+        # Most hosts have neither: an empty array for each would cost 80 bytes.
+        self.held: array.array[int] | tuple[()] = ()
+        self.deferred: array.array[int] | tuple[()] = ()
         self.deferred_until = self.asked_for_s = 0.0
         self.free_at = 0.0
         self.ready_at: float | None = None  # when it is in the frontier's heap for
@@ -162,19 +151,24 @@ class Host:
         return self.free_at if is_ready else max(self.free_at, self.deferred_until)
 
     def hold(self, address: int) -> None:
-        self.held = [*self.held, address]
+        if isinstance(self.held, tuple):
+            self.held = array.array("Q")
+        self.held.append(address)
 
     def defer(self, address: int, until: float) -> None:
-        if isinstance(self.deferred, list):
-            self.deferred_until = min(until, self.deferred_until)
-            self.deferred.append(address)
-        else:
-            self.deferred, self.deferred_until = [address], until
+        if isinstance(self.deferred, tuple):
+            self.deferred, self.deferred_until = array.array("Q"), until
+        self.deferred_until = min(until, self.deferred_until)
+        self.deferred.append(address)
 
     def resume(self, now: float) -> None:
         """What was deferred until now comes first again."""
         if self.deferred and now >= self.deferred_until:
-            self.held = [*self.held, *self.deferred[::-1]]
+            self.deferred.reverse()
+            if isinstance(self.held, tuple):
+                self.held = self.deferred
+            else:
+                self.held.extend(self.deferred)
             self.deferred = ()
 
     def asked_s(self, now: float | None = None) -> float:
@@ -190,7 +184,7 @@ class Host:
         self.queues[priority].append(address)
 
     def pop(self) -> int:
-        if isinstance(self.held, list):
+        if not isinstance(self.held, tuple):
             address = self.held.pop()
             self.held = self.held or ()
             return address
@@ -210,9 +204,15 @@ class Host:
     def waiting(self) -> dict[int, "array.array[int]"]:
         """What waits, by priority; what was held comes first."""
         found = {p: queue[self.heads[p] :] for p, queue in self.queues.items()}
-        if extra := [*self.held[::-1], *self.deferred]:
+        if extra := self._not_queued():
             first = min(found, default=0)
-            found[first] = array.array("Q", extra) + found.get(first, array.array("Q"))
+            found[first] = extra + found.get(first, array.array("Q"))
+        return found
+
+    def _not_queued(self) -> "array.array[int]":
+        found = array.array("Q", self.held)
+        found.reverse()
+        found.extend(self.deferred)
         return found
 
     def sizes(self, is_asked: bool) -> list[tuple[int, int]]:
@@ -227,10 +227,9 @@ class Host:
     def pieces(self, in_flight: int | None) -> Iterator[bytes | memoryview]:
         """What waits, as the snapshot has it: the first queue begins with what is in flight and
         what was held or deferred."""
-        extra = [] if in_flight is None else [in_flight]
-        extra += [*self.held[::-1], *self.deferred]
+        extra = array.array("Q", () if in_flight is None else (in_flight,)) + self._not_queued()
         if extra:
-            yield array.array("Q", extra).tobytes()
+            yield extra.tobytes()
         first = min(self.queues, default=0) if extra else next(iter(self.queues), 0)
         for p in [first, *(p for p in self.queues if p != first)]:
             if p in self.queues:
@@ -288,93 +287,3 @@ class Tally:
             dict(data["warc_ends"]),
             Counter(data["outside"]),
         )
-
-
-@dataclasses.dataclass
-class Snapshot:
-    """`end`: the log's address up to which it tells; `runs`: the seen-set's files."""
-
-    end: int = 0
-    runs: Sequence[str] = ()
-    tally: Tally = dataclasses.field(default_factory=Tally)
-    hosts: Sequence[Host] = ()
-
-
-def write_snapshot(
-    folder: Path, head: Snapshot, hosts: Mapping[str, Host], in_flight: Mapping[str, int]
-) -> None:
-    """What is in flight counts as waiting: whoever reads this has not fetched it. The queues are
-    written as they lie in memory, none is copied."""
-    rows: list[str] = []
-    count = 0
-    for host in hosts.values():
-        lengths = [[priority, size] for priority, size in host.sizes(host.name in in_flight)]
-        count += sum(size for _, size in lengths)
-        had = [host.pages, host.num_bytes, host.dropped, host.shortest_gap_s]
-        rows.append(json.dumps([host.name, *had, lengths, host.asked_s()]))
-    meta = json.dumps({"end": head.end, "runs": list(head.runs), "tally": head.tally.to_json()})
-    text = f'{meta[:-1]}, "hosts": [{",".join(rows)}]}}'.encode()
-    del rows
-    with (
-        storage.atomic_file(str(folder / SNAPSHOT)) as path,
-        zipfile.ZipFile(path, "w") as parts,
-    ):
-        with parts.open("meta.npy", "w") as file:
-            np.lib.format.write_array(file, np.frombuffer(text, np.uint8))
-        with parts.open("addresses.npy", "w", force_zip64=True) as file:
-            header = {"descr": "<u8", "fortran_order": False, "shape": (count,)}
-            np.lib.format.write_array_header_1_0(file, header)
-            block = bytearray()
-            for host in hosts.values():
-                for piece in host.pieces(in_flight.get(host.name)):
-                    block += piece
-                    if len(block) >= _BLOCK:
-                        file.write(block)
-                        block.clear()
-            file.write(block)
-
-
-def read_snapshot(folder: Path) -> Snapshot:
-    """The last one; an empty one if there is none. Raises UserError for a damaged file."""
-    path = folder / SNAPSHOT
-    if not path.exists():
-        return Snapshot()
-    try:
-        with zipfile.ZipFile(path) as parts:
-            with parts.open("meta.npy") as file:
-                meta = json.loads(np.lib.format.read_array(file).tobytes())
-            with parts.open("addresses.npy") as file:
-                np.lib.format.read_magic(file)
-                np.lib.format.read_array_header_1_0(file)
-                hosts = list(_hosts(meta.pop("hosts"), file))
-                assert not file.read(1), "more addresses than queues"  # checks the sum, too
-        return Snapshot(meta["end"], meta["runs"], Tally.of_json(meta["tally"]), hosts)
-    except (
-        OSError,
-        EOFError,
-        AssertionError,
-        ValueError,
-        KeyError,
-        TypeError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise UserError(f"{path} is damaged ({error}); delete {folder} to crawl anew") from None
-
-
-def _hosts(rows: Sequence[Sequence[Any]], file: IO[bytes]) -> Iterator[Host]:
-    for name, pages, num_bytes, dropped, gap, lengths, asked_s in rows:
-        host = Host(name)
-        host.asked_for_s = asked_s
-        host.pages, host.num_bytes, host.dropped, host.shortest_gap_s = (
-            pages,
-            num_bytes,
-            dropped,
-            gap,
-        )
-        for priority, length in lengths:
-            data = file.read(8 * length)
-            if len(data) != 8 * length:
-                raise EOFError("fewer addresses than queues")
-            host.queues[priority] = array.array("Q", data)
-            host.heads[priority] = 0
-        yield host

@@ -12,6 +12,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  # a C extension, no stubs
@@ -19,7 +20,9 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  # a C ext
 from pipeline.urls import DEFAULT_RULES, UrlRules, canonical
 
 MAX_SITEMAP_BYTES = 50 << 20  # sitemaps.org's own limit, uncompressed
+MAX_SITEMAP_ELEMENTS, _MAX_ENTRY_ELEMENTS = 3_000_000, 10_000
 MAX_LINKS = 100_000  # of a page: more is no page for readers
+MAX_LINK_CHARS = 10_000_000  # of them together: a long base would make much of little
 _PRESCAN_BYTES = 1024
 
 _S = rb"[\t\n\f\r ]"
@@ -131,7 +134,7 @@ def read_page(
     robots, or to `agent` by name.
 
     Links marked rel=nofollow count as absent; so do all links of a page that says nofollow, and
-    those after the first 100,000.
+    those after the first 100,000 or ten million characters.
     """
     charset = charset_of(payload, charset)
     if _NOT_ASCII_LIKE.match(charset):
@@ -354,16 +357,19 @@ def _lines(payload: bytes) -> Iterator[_Found]:
 
 def _entries(payload: bytes) -> Iterator[_Found]:
     """One after the other, each forgotten at once: a map of 50 MB would be a tree of 500."""
-    events = etree.iterparse(
-        io.BytesIO(payload),
-        tag=("{*}url", "{*}sitemap", "{*}item", "{*}entry"),
-        resolve_entities=False,
-        no_network=True,
-        recover=True,
-    )
+    source = io.BytesIO(payload)
+    events = etree.iterparse(source, resolve_entities=False, no_network=True, recover=True)
+    num_in_entry = 0
     try:
-        for _, element in events:
-            yield from _entry(etree.QName(element).localname, element)
+        for _, element in islice(events, MAX_SITEMAP_ELEMENTS):
+            num_in_entry += 1
+            kind = str(element.tag).rpartition("}")[2]
+            if kind not in ("url", "sitemap", "item", "entry"):
+                if num_in_entry > _MAX_ENTRY_ELEMENTS:
+                    return
+                continue
+            num_in_entry = 0
+            yield from _entry(kind, element)
             element.clear()
             while element.getprevious() is not None:
                 del element.getparent()[0]
@@ -405,4 +411,13 @@ def resolve(href: str, base_url: str) -> str | None:
 
 
 def _distinct(urls: Iterable[str | None]) -> list[str]:
-    return list(dict.fromkeys(url for url in urls if url is not None))
+    found: dict[str, None] = {}
+    num_chars = 0
+    for url in urls:
+        if url is None or url in found:
+            continue
+        found[url] = None
+        num_chars += len(url)
+        if num_chars > MAX_LINK_CHARS:
+            break
+    return list(found)

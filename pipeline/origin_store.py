@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.core import storage
+from pipeline.core.errors import UserError
 
 _TABLE = """CREATE TABLE IF NOT EXISTS said (
   url TEXT PRIMARY KEY, facts TEXT, packed BLOB, sum INTEGER) WITHOUT ROWID"""
@@ -51,7 +52,10 @@ class OriginStore:
         return db
 
     def _connect(self) -> sqlite3.Connection:
+        if self._path.is_dir():
+            raise UserError(f"{self._path} is a folder where a file belongs; remove it")
         db = sqlite3.connect(f"file:{self._path}?vfs=unix-none", uri=True)
+        db.text_factory = _text
         with contextlib.suppress(sqlite3.DatabaseError):
             db.execute("PRAGMA synchronous = OFF")  # after a power cut it is asked again
             db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -65,7 +69,9 @@ class OriginStore:
         """None: unknown, or damaged."""
         query = "SELECT facts, packed, sum FROM said WHERE url = ?"
         row = self._do(lambda: self._db.execute(query, (url,)).fetchone())
-        return row[:2] if row and row[2] == _sum(url, row[0], row[1]) else None
+        if row is None or not (isinstance(row[0], str) and isinstance(row[1], bytes)):
+            return None
+        return row[:2] if row[2] == _sum(url, row[0], row[1]) else None
 
     def put(self, url: str, facts: str, packed: bytes) -> None:
         row = (url, facts, packed, _sum(url, facts, packed))
@@ -81,7 +87,7 @@ class OriginStore:
             with storage.sqlite_at(self._path):
                 return act()
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF not in _DAMAGED:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF not in _DAMAGED:
                 raise
             with contextlib.suppress(sqlite3.DatabaseError):
                 self._db.close()
@@ -93,6 +99,11 @@ class OriginStore:
         with contextlib.suppress(sqlite3.DatabaseError):
             self._db.commit()
             self._db.close()
+
+
+def _text(data: bytes) -> str:
+    """Damage is found by the sum; it is no error to Python."""
+    return data.decode(errors="replace")
 
 
 def _sum(url: str, facts: str, packed: bytes) -> int:

@@ -95,7 +95,12 @@ class PoliteFetcher:
         if not again or attempt >= self.config.max_retries:
             return answer, None
         self.retries[reason] += 1
-        return answer, max(pace.delay_s, self.config.retry_delay_s * 2**attempt, asked_s)
+        return answer, max(pace.delay_s, self.retry_delay_s(attempt), asked_s)
+
+    def retry_delay_s(self, attempt: int) -> float:
+        """Before the try after that one; without what the host itself asks for."""
+        first_s = self.config.retry_delay_s
+        return min(first_s * 2.0 ** min(attempt, 100), max(first_s, self.config.max_delay_s))
 
     def _note_start(self, host: Host) -> None:
         """For the report: the shortest time between the beginnings of two requests to a host."""

@@ -6,8 +6,9 @@ One SQLite file a shard, written once the crawl is over and only read from then 
 
 import contextlib
 import dataclasses
+import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from pipeline.shard_mail import Mailbox
 from pipeline.urls import shard_of, suffix_list_digest
 
 PAGES = "pages.sqlite"
+SUM = "pages.sum"  # what the table's file is to be, byte for byte
 BATCH = 10_000
+_BLOCK = 1 << 20
 MAX_GONE = 2  # crawls in a row that a URL may give 404 or 410 until it is no longer offered
-_LAYOUT = 2
+_LAYOUT = 3
 # `taken` numbers the URLs that were archived or dropped (status 0), in that order; `gone` counts
 # the crawls in a row with 404 or 410. `sha256` stands where a recrawl may ask with validators.
 _TABLES = f"""
@@ -106,12 +109,32 @@ def write_pages(
     number of URLs. `each_batch` is called every 10,000 lines, so that a lease can be renewed.
     Raises UserError for a damaged log.
     """
-    path = folder / PAGES
-    with (
-        storage.atomic_file(str(path)) as temporary,
-        storage.sqlite_at(temporary),
-        contextlib.closing(sqlite3.connect(temporary)) as db,
-    ):
+    with storage.atomic_file(str(folder / PAGES)) as temporary:
+        changes = _fill(temporary, folder, territory, previous, bytes_in_warc, each_batch)
+        num_bytes = temporary.stat().st_size
+        said = {"bytes": num_bytes, "xxh3_128": _digest(temporary, each_batch)}
+        storage.write_bytes(str(folder / SUM), json.dumps(said).encode())
+    return changes
+
+
+def _digest(path: Path, each_block: Callable[[], object] = lambda: None) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            each_block()
+    return digest.hexdigest()
+
+
+def _fill(
+    path: Path,
+    folder: Path,
+    territory: str,
+    previous: "PreviousCrawl | None",
+    bytes_in_warc: Callable[[str], int],
+    each_batch: Callable[[], object],
+) -> Changes:
+    with storage.sqlite_at(path), contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript(_TABLES)
         with db:
             db.execute("INSERT INTO shard VALUES (?)", (territory,))
@@ -222,18 +245,23 @@ def _hash(url: str) -> int:
 
 
 class PreviousCrawl:
-    """The URLs of a finished crawl, whatever its number of shards."""
+    """The URLs of a finished crawl, whatever its number of shards. A shard's file is read whole
+    once, before it is used first: each method raises UserError if it is not what was written."""
 
     def __init__(self, manifest: Manifest) -> None:
-        """Raises UserError if a shard's file is missing, damaged or of an earlier layout."""
+        """Raises UserError if a shard's file is missing, cut short or of an earlier layout."""
         self._root = storage.local_path(manifest.url)
         self.num_shards = int(manifest.run["num_shards"])
         self._databases: list[sqlite3.Connection] = []
+        self._unchecked: dict[int, str] = {}  # digests by shard
         self._territories: list[str] = []
         for shard in range(self.num_shards):
-            self._open(self._root / shard_name(shard) / PAGES)
+            self._open(shard, self._path(shard))
 
-    def _open(self, path: Path) -> None:
+    def _path(self, shard: int) -> Path:
+        return self._root / shard_name(shard) / PAGES
+
+    def _open(self, shard: int, path: Path) -> None:
         try:
             database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
             self._databases.append(database)
@@ -241,15 +269,37 @@ class PreviousCrawl:
             if layout == _LAYOUT:
                 (territory,) = database.execute("SELECT territory FROM shard").fetchone()
                 self._territories.append(territory)
-                return
-            problem = "was written by another version of Flywheel"
-        except (sqlite3.Error, TypeError) as error:
+                said = json.loads(path.with_name(SUM).read_bytes())
+                self._unchecked[shard] = str(said["xxh3_128"])
+                if path.stat().st_size == said["bytes"]:
+                    return
+                problem = f"was cut short or grew: it had {said['bytes']} bytes"
+            else:
+                problem = "was written by another version of Flywheel"
+        except (
+            sqlite3.Error,
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RecursionError,
+        ) as error:
             problem = f"cannot be read ({error})"
         self.close()
-        raise UserError(
-            f"{path} {problem}: crawl that epoch again in another run.root, or set"
-            " crawl.conditional = false to fetch everything anew"
-        )
+        raise _unusable(path, problem)
+
+    @contextlib.contextmanager
+    def _reading(self, shard: int) -> Generator[sqlite3.Connection]:
+        """The digest says more than SQLite's own checks could: not one bit is another."""
+        path = self._path(shard)
+        try:
+            wanted = self._unchecked.get(shard)
+            if wanted is not None and wanted != _digest(path):
+                raise _unusable(path, "is damaged")
+            self._unchecked.pop(shard, None)
+            yield self._databases[shard]
+        except (sqlite3.DatabaseError, OSError) as error:  # it broke since
+            raise _unusable(path, f"cannot be read ({error})") from None
 
     def find(self, url: str) -> Before | None:
         """The page, if it had status 200 (or a 304 that stood for one) when it was last asked."""
@@ -260,11 +310,12 @@ class PreviousCrawl:
 
     def kept(self, url: str) -> _Kept | None:
         """What is known of a URL; None if the crawl did not know it."""
-        database = self._databases[shard_of(hostname_of(url), self.num_shards)]
-        row = database.execute(
-            "SELECT gone, sha256, etag, modified, fetched FROM page WHERE url_hash = ? AND url = ?",
-            (_hash(url), url),
-        ).fetchone()
+        with self._reading(shard_of(hostname_of(url), self.num_shards)) as database:
+            row = database.execute(
+                "SELECT gone, sha256, etag, modified, fetched FROM page"
+                " WHERE url_hash = ? AND url = ?",
+                (_hash(url), url),
+            ).fetchone()
         return _Kept(row[0], row[1], row[2:]) if row else None
 
     def entries(self, territory: str) -> Iterator[Entry]:
@@ -275,17 +326,28 @@ class PreviousCrawl:
         shards = shards or list(range(self.num_shards))
         for order in ("AND taken IS NOT NULL ORDER BY taken", "AND taken IS NULL ORDER BY address"):
             for shard in shards:
-                rows = self._databases[shard].execute(f"{_OFFERED} {order}", (MAX_GONE,))
-                for url, depth, is_sitemap, priority in rows:
+                for url, depth, is_sitemap, priority in self._rows(shard, f"{_OFFERED} {order}"):
                     yield Entry(url, depth, 0, bool(is_sitemap), priority)
         for shard in shards:  # found by a shard when the one that owns them had ended
             mailbox = Mailbox(self._root, shard, self.num_shards, shard_of, 0)
             for _, lines in mailbox.letters():
-                yield from (dataclasses.replace(Entry.of(line), hops=0) for line in lines)
+                urls = (Entry.of(line) for line in lines if line.startswith("+"))
+                yield from (dataclasses.replace(entry, hops=0) for entry in urls)
+
+    def _rows(self, shard: int, query: str) -> Iterator[tuple[Any, ...]]:
+        with self._reading(shard) as database:
+            yield from database.execute(query, (MAX_GONE,))
 
     def close(self) -> None:
         for database in self._databases:
             database.close()
+
+
+def _unusable(path: Path, problem: str) -> UserError:
+    return UserError(
+        f"{path} {problem}: put it back, crawl that epoch again in another run.root, or set"
+        " crawl.conditional = false to fetch everything anew"
+    )
 
 
 def territory_of(shard: int, num_shards: int) -> str:

@@ -42,12 +42,10 @@ class ResponseReader:
             return Found([dataclasses.replace(entry, url=target, hops=hops)], self._outside(target))
         if page.status != 200:
             return Found()
-        if entry.is_sitemap:
-            pages, sitemaps = sitemap_links(page.payload, entry.url, self.rules)
-            further = [Entry(url, 0, hops, is_sitemap=True) for url in sitemaps if hops <= MAX_HOPS]
-            return Found([Entry(url, 0) for url in pages] + further)
+        is_html = page.content_type in HTML  # whatever a robots.txt calls it
+        is_sitemap = entry.is_sitemap and not is_html
         facts = PageFacts([])
-        if page.content_type in HTML:
+        if is_html:
             facts = read_page(page.payload, entry.url, page.charset, self.rules, self.agent)
         policy = page_policy(
             page.headers,
@@ -59,11 +57,19 @@ class ResponseReader:
             tdm_origin=opt_outs.tdmrep.reserved(entry.url) if opt_outs else None,
         )
         reason = refusal(policy, self.config.honour_ai_optouts, page.content_type)
+        if is_sitemap:  # read, even if it is not to be kept
+            return Found(self._of_sitemap(entry, page), refusal=reason or "")
         if reason is None and opt_outs is not None:
             reason = opt_outs.refusal(entry.url, page.content_type)
         depth = entry.depth + 1
         links = [Entry(url, depth, priority=depth) for url in facts.links if policy.follow]
         return Found(links, refusal=reason or "")
+
+    def _of_sitemap(self, entry: Entry, page: Page) -> list[Entry]:
+        pages, sitemaps = sitemap_links(page.payload, entry.url, self.rules)
+        hops = entry.hops + 1
+        further = [Entry(url, 0, hops, is_sitemap=True) for url in sitemaps if hops <= MAX_HOPS]
+        return [Entry(url, 0) for url in pages] + further
 
     def _outside(self, url: str) -> str:
         return Entry(url, 0).host if self.scope.refusal(url, 0) else ""

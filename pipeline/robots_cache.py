@@ -92,7 +92,7 @@ class RobotsCache:
         if known.retry_at is None:
             is_due = not 0 <= now - known.fetched_at < ROBOTS_TTL_S
         else:
-            is_due = not known.retry_at - ROBOTS_TTL_S <= now < known.retry_at
+            is_due = not known.retry_at - MAX_RETRY_S <= now < known.retry_at
         return None if is_due else rules
 
     def due(self, url: str) -> str:
@@ -132,7 +132,7 @@ class RobotsCache:
     def _failed(self, before: _Origin | None, answer: RobotsAnswer) -> _Origin:
         now = self._clock()
         known = before or _Origin(now, None)
-        since = known.failing_since if known.failures else now
+        since = min(now, known.failing_since) if known.failures else now  # a clock set back
         known.failures, known.failing_since = known.failures + 1, since
         known.failure = answer.failure or f"status {answer.status}"
         wait_s = min(MAX_RETRY_S, FIRST_RETRY_S * 2.0 ** min(known.failures - 1, 30))

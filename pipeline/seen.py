@@ -9,6 +9,7 @@ import dataclasses
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,36 @@ from pipeline.core import storage
 
 Keys = npt.NDArray[np.uint64]
 _MERGE_ROWS = 1 << 16  # rows of a run looked at together while merging
+_BLOCK = 8 << 20  # bytes under one checksum
+_CHECKED_BLOCKS = 32  # of a run at its opening: all of it up to 256 MB
+
+
+class DamagedRunError(Exception):
+    """A run is not what its owner wrote; what it held is in the log."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFile:
+    """What names a run: `sums` are the xxh3-64 checksums of its blocks of 8 MiB, in hex."""
+
+    name: str
+    num_bytes: int
+    sums: tuple[str, ...]
+
+    def to_json(self) -> list[Any]:
+        return [self.name, self.num_bytes, " ".join(self.sums)]
+
+    @staticmethod
+    def of_json(data: Sequence[Any]) -> "RunFile":
+        name, num_bytes, sums = data
+        return RunFile(str(name), int(num_bytes), tuple(sums.split()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A file of n rows: n upper halves in ascending order, then the n lower halves."""
 
-    name: str
+    file: RunFile
     high: Keys
     low: Keys
     map: mmap.mmap | None
@@ -50,22 +74,23 @@ class SeenSet:
     """The fingerprints of one frontier shard. `folder` holds its runs; which of them count is
     told from outside (`runs`), since a kill may leave files behind that nothing names."""
 
-    def __init__(self, folder: Path, runs: Sequence[str] = (), max_recent: int = 1 << 18) -> None:
+    def __init__(
+        self, folder: Path, runs: Sequence[RunFile] = (), max_recent: int = 1 << 18
+    ) -> None:
+        """Raises DamagedRunError, and has changed nothing then."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.max_recent = folder, max_recent
         self._recent: set[bytes] = set()
-        self._runs = [_open(folder / name) for name in runs]
-        for path in folder.glob("seen-*.run"):
-            if path.name not in runs:
-                path.unlink()
-        self._next = 1 + max([int(name[5:-4]) for name in runs], default=-1)
+        self._runs = [_open(folder, run) for run in runs]
+        self.discard()
+        self._next = 1 + max([int(run.name[5:-4]) for run in runs], default=-1)
 
     def __len__(self) -> int:
         return len(self._recent) + sum(len(run) for run in self._runs)
 
     @property
-    def runs(self) -> list[str]:
-        return [run.name for run in self._runs]
+    def runs(self) -> list[RunFile]:
+        return [run.file for run in self._runs]
 
     @property
     def is_full(self) -> bool:
@@ -91,7 +116,7 @@ class SeenSet:
             known |= run.holds(high, low)
         return {key: url for (key, url), old in zip(fresh.items(), known, strict=True) if not old}
 
-    def spill(self) -> list[str]:
+    def spill(self) -> list[RunFile]:
         """Write the newest as a run, merge runs of like size, and return the runs that count now.
 
         The files that no longer count stay until `discard`: whoever reads the older list needs
@@ -112,8 +137,9 @@ class SeenSet:
 
     def discard(self) -> None:
         """Delete the files that no longer count."""
+        names = {run.name for run in self.runs}
         for path in self.folder.glob("seen-*.run"):
-            if path.name not in self.runs:
+            if path.name not in names:
                 path.unlink()
 
     def _write(self, parts: Iterable[tuple[Keys, Keys]]) -> Run:
@@ -132,7 +158,9 @@ class SeenSet:
                         file.write(block)
             finally:
                 lower.unlink(missing_ok=True)
-        return _open(self.folder / name)
+            num_bytes = path.stat().st_size
+            sums = tuple(_sum(path, at) for at in range(0, num_bytes, _BLOCK))
+        return _mapped(self.folder, RunFile(name, num_bytes, sums))
 
 
 def _halves(keys: "dict[bytes, str] | set[bytes]") -> tuple[Keys, Keys]:
@@ -159,14 +187,47 @@ def _merged(a: Run, b: Run) -> Iterator[tuple[Keys, Keys]]:
         at_a, at_b = end_a, end_b
 
 
-def _open(path: Path) -> Run:
-    num_bytes = path.stat().st_size
+def _open(folder: Path, run: RunFile) -> Run:
+    """A run that somebody wrote before; of a large one, blocks from all over it are checked."""
+    path = folder / run.name
+    try:
+        num_bytes = path.stat().st_size
+        if num_bytes != run.num_bytes or len(run.sums) != -(-num_bytes // _BLOCK):
+            raise DamagedRunError(f"{path} has {num_bytes:,} bytes instead of {run.num_bytes:,}")
+        for number in _chosen(len(run.sums)):
+            if _sum(path, number * _BLOCK) != run.sums[number]:
+                raise DamagedRunError(f"{path} is damaged behind byte {number * _BLOCK:,}")
+    except FileNotFoundError:
+        raise DamagedRunError(f"{path} is gone") from None
+    except OSError as error:  # a folder, or what a disk cannot read
+        raise DamagedRunError(f"{path} cannot be read: {error.strerror}") from None
+    return _mapped(folder, run)
+
+
+def _chosen(num_blocks: int) -> list[int]:
+    if num_blocks <= _CHECKED_BLOCKS:
+        return list(range(num_blocks))
+    return np.linspace(0, num_blocks - 1, _CHECKED_BLOCKS).astype(int).tolist()
+
+
+def _sum(path: Path, start: int) -> str:
+    """Of the block that begins there, read piece by piece."""
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        file.seek(start)
+        for _ in range(_BLOCK >> 16):
+            digest.update(file.read(1 << 16))
+    return digest.hexdigest()
+
+
+def _mapped(folder: Path, run: RunFile) -> Run:
+    path, num_bytes = folder / run.name, run.num_bytes
     assert num_bytes % 16 == 0, path
     if num_bytes == 0:
         empty = np.zeros(0, np.uint64)
-        return Run(path.name, empty, empty, None)
+        return Run(run, empty, empty, None)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     both = np.frombuffer(mapped, dtype=np.uint64)
     half = num_bytes // 16
-    return Run(path.name, both[:half], both[half:], mapped)
+    return Run(run, both[:half], both[half:], mapped)

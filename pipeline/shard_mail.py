@@ -45,6 +45,10 @@ class Mailbox:
         """To be delivered to the shard that owns the host."""
         self._unsent.setdefault(self._shard_of(host, self.num_shards), []).append(line)
 
+    def send_to(self, shard: int, line: str) -> None:
+        """What is no URL: for one shard."""
+        self._unsent.setdefault(shard, []).append(line)
+
     def deliver(self) -> None:
         for shard, lines in list(self._unsent.items()):
             self._num_sent += 1

@@ -178,6 +178,8 @@ def canonical(href: str, base: str | None = None, rules: UrlRules = DEFAULT_RULE
 
     Without fragment, user name, password, empty query and what `rules` drop. None for another
     scheme, for what the WHATWG standard refuses and for more than 4096 characters. Idempotent.
+    Unlike the standard, "example.org." is "example.org" (the dot says only that no domain is to be
+    searched for it), and a name that ends in more dots, which no resolver knows, is None.
     """
     href, fragment, _ = href.partition("#")
     if fragment and href and href[-1] <= " ":
@@ -195,6 +197,11 @@ def canonical(href: str, base: str | None = None, rules: UrlRules = DEFAULT_RULE
         url = url.partition("#")[0]
     if "@" in url:
         url = _without_user(url)
+    if "./" in url or ".:" in url:
+        dotless = _without_dot(url)
+        if dotless is None:
+            return None
+        url = dotless
     if "?" in url or ";" in url or "/(" in url:
         url = rules.clean(url)
     return url if len(url) <= MAX_URL_CHARS else None
@@ -212,6 +219,18 @@ def _without_user(url: str) -> str:
     scheme, _, rest = url.partition("://")
     authority, _, path = rest.partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}/{path}"
+
+
+def _without_dot(url: str) -> str | None:
+    scheme, _, rest = url.partition("://")
+    authority, _, path = rest.partition("/")
+    name, colon, port = authority.partition(":")  # an IPv6 address ends in a bracket
+    if not name.endswith("."):
+        return url
+    name = name[:-1]
+    if not name or name.endswith("."):
+        return None
+    return f"{scheme}://{name}{colon}{port}/{path}"
 
 
 def trap_of(url: str, year: int) -> str | None:

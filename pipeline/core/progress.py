@@ -19,6 +19,7 @@ class Progress:
         self.done = 0
         self.skipped = 0
         self.note = ""
+        self.left_s: float | None = None  # from who knows better than the rate
         self._shown: tuple[int, str] | None = None
         self.started = self.last_shown = time.monotonic()
 
@@ -45,7 +46,9 @@ class Progress:
         if self.done > self.skipped:
             parts.append(f"{rate:,.1f} {self.unit}/s")
         parts.append(f"{duration(elapsed)} gone")
-        if 0 < self.done < self.total:
+        if self.left_s is not None:
+            parts.append(f"{duration(self.left_s)} left")
+        elif 0 < self.done < self.total:
             parts.append(f"{duration(left)} left")
         if self.note:
             parts.append(self.note)

@@ -27,6 +27,12 @@ _NODE_LOSS_S = 300.0
 _IN_FLIGHT_PER_WORKER = 2  # enough to keep a worker busy, few enough to bound the driver's memory
 
 
+class WorkerLostError(RuntimeError):
+    """Who works has gone, and nothing will bring it back; the same command goes on from the files.
+
+    The command line prints it as one line and exits with 1."""
+
+
 class ServiceHandle(Protocol):
     """A restartable object somewhere else. Its constructor rebuilds its state from files."""
 
@@ -111,7 +117,7 @@ class PoolRuntime:
             except BrokenProcessPool:
                 self.close()
                 waiting = [index for index in waiting if index not in finished]
-        raise RuntimeError(
+        raise WorkerLostError(
             f"workers died {self.max_pool_restarts + 1} times; {len(waiting)} tasks are not done"
         )
 
@@ -199,7 +205,7 @@ class _ProcessService:
     def _start(self) -> None:
         self.num_restarts += 1
         if self.num_restarts > self.max_restarts:
-            raise RuntimeError(
+            raise WorkerLostError(
                 f"a service died {self.num_restarts} times; the last is not restarted"
             )
         self._pipe, theirs = self._context.Pipe()
@@ -294,12 +300,18 @@ class RayRuntime:
         return _RayService(self, actor.remote(factory, args))
 
     def get(self, reference: Any) -> Any:
-        """The task's result, or the error it raised as it raised it."""
+        """The task's result, or the error it raised as it raised it. Raises WorkerLostError if it
+        can have none any more, ActorUnavailableError if it may later."""
+        errors = self.ray.exceptions
         try:
             return self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError as error:
+        except errors.RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, Exception) else error from None
+        except errors.ActorUnavailableError:
+            raise
+        except errors.RayError as error:
+            raise _lost(error) from error
 
 
 class _ServiceActor:
@@ -322,13 +334,35 @@ class _RayService:
         while True:
             try:
                 return self._runtime.get(self.actor.call.remote(method, args))
-            except unavailable:
+            except unavailable as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise _lost(error) from error
                 time.sleep(1.0)
 
     def stop(self) -> None:
         self._runtime.ray.kill(self.actor)
+
+
+def _lost(error: Exception) -> WorkerLostError:
+    said = " ".join(str(error).split())
+    return WorkerLostError(
+        f"a worker or the Ray cluster was lost ({type(error).__name__}: {said[:200]})"
+    )
+
+
+@contextlib.contextmanager
+def _own_signals() -> Generator[None]:
+    """Ray sets handlers of its own, which end the process: what ours had to do in the end would be
+    left undone. Where there were none, Ray's stay."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if callable(handler) or handler is signal.SIG_IGN:
+                    signal.signal(number, handler)
 
 
 def _connect(num_workers: int) -> Any:
@@ -345,12 +379,15 @@ def _connect(num_workers: int) -> Any:
     if by_job or "RAY_ADDRESS" in os.environ:
         # Every node needs this code: a Ray job has brought it along, a plain driver ships it.
         root = Path(__file__).resolve().parents[2]
-        ray.init(runtime_env=None if by_job else {"working_dir": str(root)}, log_to_driver=False)
+        runtime_env = None if by_job else {"working_dir": str(root)}
+        with _own_signals():
+            ray.init(runtime_env=runtime_env, log_to_driver=False)
     else:
-        ray.init(
-            num_cpus=num_workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _own_signals():
+            ray.init(
+                num_cpus=num_workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     return ray

@@ -149,7 +149,8 @@ def sqlite_at(path: Path) -> Generator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_IOERR_WRITE:
+        # Python's own errors (a text that is not UTF-8) have no code.
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_WRITE:
             with path.open("ab") as file:
                 file.write(bytes(1 << 16))
         raise

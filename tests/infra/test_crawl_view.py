@@ -1,5 +1,6 @@
 """`flywheel crawl` as people meet it: the run, its status from another terminal, its report."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -9,20 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from infra.crawl_page import _politeness
 from infra.crawl_view import keys_by_kind, status_text
 from infra.demo_site import DemoSite
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import StageOutput
 from pipeline.crawl_config import CrawlConfig
-from pipeline.crawl_service import ShardStatus
+from pipeline.crawl_metrics import metrics, served_metrics
+from pipeline.crawl_service import HostResult, ShardStatus
 from pipeline.crawl_status import (
+    NOT_ONE_PAGE,
     CrawlStatus,
     StatusBoard,
     is_running,
-    metrics,
     note,
     read_status,
-    served_metrics,
 )
 from pipeline.frontier_state import Tally
 
@@ -67,6 +69,8 @@ def test_plan_run_status_and_report(site: DemoSite, tmp_path: Path) -> None:
     for title in ("What became of the URLs", "Over time", "By host", "Politeness kept"):
         assert title in page
     assert "127.0.0.1" in page
+    assert "responses from 1 host, " in page
+    assert "The largest of 1 host, in pages" in page
     assert "<script" not in page
     assert re.search(r"Of \d+ known URLs \d+ were not taken: crawl.max_pages was used up", page)
     assert 'href="shard-00000/not-kept.tsv.gz"' in page
@@ -112,7 +116,7 @@ def test_the_status_says_whether_the_crawl_runs() -> None:
     for unknown in (False, None):
         text = status_text(_status(), 300.0, unknown)
         assert text.startswith("not running: last seen 3m20s ago; the same command goes on")
-        assert "left at this rate" not in text
+        assert " left" not in text
     assert status_text(_status(), 110.0, is_locked=False).startswith("crawling"), "just begun"
     text = status_text(_status(state="stopped"), 103.0, is_locked=False)
     assert text.startswith("stopped 3s ago; the same command goes on")
@@ -121,6 +125,42 @@ def test_the_status_says_whether_the_crawl_runs() -> None:
     assert text.startswith("finished 3s ago")
     assert "14 not taken · crawl.max_seconds was used up" in text
     assert "at 0 hosts" not in text
+
+
+def test_where_the_crawl_ran_a_free_lock_says_at_once_that_it_ended() -> None:
+    killed = _status(host="here")
+    for state in ("crawling", "starting", "finishing"):
+        status = dataclasses.replace(killed, state=state)
+        text = status_text(status, 102.0, is_locked=False, host="here")
+        assert text.startswith("not running: last seen 2s ago; the same command goes on")
+        assert status_text(status, 102.0, is_locked=True, host="here").startswith(state)
+        assert status_text(status, 102.0, is_locked=False, host="there").startswith(state)
+        assert status_text(status, 102.0, None, host="here").startswith(state)
+
+
+def test_a_crawl_that_failed_does_not_read_as_finished() -> None:
+    text = status_text(_status(state=NOT_ONE_PAGE, shards=[]), 103.0, is_locked=False)
+    assert text.startswith("failed: not one page 3s ago; the same command begins anew")
+    assert "shard  epoch" not in text
+
+
+def test_the_time_left_is_that_of_the_nearest_budget() -> None:
+    status = _status(max_seconds=130.0, running_s=100.0)
+    assert " · 30s left" in status_text(status, 101.0, is_locked=True)
+    assert "1m40s left" in status_text(_status(max_seconds=1300.0), 101.0, is_locked=True)
+
+
+def _politeness_text(delay_s: float, least_s: float | None, *gaps: float) -> str:
+    hosts = [HostResult(f"{n}.example", 2, 9, 0, 0, gap) for n, gap in enumerate(gaps)]
+    return str(_politeness(hosts, CrawlConfig(delay_s=delay_s), least_s).body)
+
+
+def test_a_pause_that_was_changed_on_the_way_accuses_nobody() -> None:
+    text = _politeness_text(0.9, 0.2, 0.21, 0.95)
+    assert "Configured pause: 0.9 s (at times 0.2 s)." in text
+    assert "hosts with less than 0.2 s: 0" in text
+    assert "hosts with less than 0.2 s: 1" in _politeness_text(0.9, 0.2, 0.19, 0.95)
+    assert "hosts with less than 0.9 s: 1" in _politeness_text(0.9, None, 0.21, 0.95)
 
 
 def test_what_is_left_leaves_out_what_no_budget_is_for() -> None:
@@ -204,7 +244,7 @@ def test_metrics_are_served_while_the_crawl_runs(tmp_path: Path) -> None:
     import urllib.error
     import urllib.request
 
-    board = StatusBoard(tmp_path, 10)
+    board = StatusBoard(tmp_path, CrawlConfig(max_pages=10))
     board.last = _status()
     import socket
 
@@ -219,6 +259,14 @@ def test_metrics_are_served_while_the_crawl_runs(tmp_path: Path) -> None:
             pass
     with served_metrics(board, 0):
         assert threading.active_count() >= 1
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def _shard(number: int, serial: int, archived: int = 0, state: str = "crawling") -> ShardStatus:
@@ -240,7 +288,7 @@ def _shard(number: int, serial: int, archived: int = 0, state: str = "crawling")
 
 def test_a_shard_between_two_owners_is_shown_as_it_was(tmp_path: Path) -> None:
     """Or the budget of pages would be dealt out twice."""
-    board = StatusBoard(tmp_path, 100)
+    board = StatusBoard(tmp_path, CrawlConfig(max_pages=100))
     assert board.update([_shard(0, 5, 30), _shard(1, -1)]).num_archived == 30
     assert [shard.is_known for shard in board.shards] == [True, False]
     board.update([_shard(0, 5, 30), _shard(1, 9, 40)])
@@ -252,17 +300,19 @@ def test_a_shard_between_two_owners_is_shown_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_rate_after_a_resume_is_of_this_run(tmp_path: Path) -> None:
-    board = StatusBoard(tmp_path, 1000)
+    clock = Clock()
+    board = StatusBoard(tmp_path, CrawlConfig(max_pages=1000), clock=clock)
     assert board.update([_shard(0, -1), _shard(1, 5, 400)]).timeline == []
     status = board.update([_shard(0, 7, 500), _shard(1, 5, 400)])
     assert [point[1] for point in status.timeline] == [900]
-    board.started -= 10
+    clock.now += 10
     status = board.update([_shard(0, 7, 520), _shard(1, 5, 400)])
-    assert 1.5 < status.pages_per_s <= 2.0
+    assert status.pages_per_s == pytest.approx(2.0)
+    assert status.num_before == 900
 
 
 def test_who_cannot_speak_at_the_end_is_shown_as_it_was(tmp_path: Path) -> None:
-    board = StatusBoard(tmp_path, 100)
+    board = StatusBoard(tmp_path, CrawlConfig(max_pages=100))
     board.update([_shard(0, 5, 30), _shard(1, 9, 40)])
     board.end([None, _shard(1, 12, 44)], "stopped")
     status = read_status(tmp_path)

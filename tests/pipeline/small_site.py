@@ -56,6 +56,7 @@ class QuietServer(ThreadingHTTPServer):
 
     def __init__(self, handler: type[QuietHandler], host: str = "127.0.0.1", port: int = 0) -> None:
         super().__init__((host, port), handler)
+        self.url = f"http://{host}:{self.server_address[1]}/"
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def handle_error(self, *args: Any) -> None:
@@ -87,7 +88,7 @@ class Site:
                 self.answer(*answer)
 
         self.server = QuietServer(Handler, host)
-        self.url = f"http://{host}:{self.server.server_address[1]}/"
+        self.url = self.server.url
 
     def count(self) -> Counter[str]:
         return Counter(path for path, _ in self.asked)
@@ -100,8 +101,8 @@ class Site:
 def serve() -> Generator[Callable[[dict[str, Any]], Site]]:
     sites: list[Site] = []
 
-    def start(routes: dict[str, Any]) -> Site:
-        sites.append(Site(routes))
+    def start(routes: dict[str, Any], host: str = "127.0.0.1") -> Site:
+        sites.append(Site(routes, host))
         return sites[-1]
 
     yield start

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,20 @@ def test_the_command_line(serve: Any, tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert "crawl.contact=me@example.org" in capsys.readouterr().out
+
+
+def test_a_restart_keeps_the_pause_that_a_host_is_due(serve: Any, tmp_path: Path) -> None:
+    robots = (200, {}, b"User-agent: *\nCrawl-delay: 2\n")
+    site = serve({"/": html("home", "/1", "/2"), "/1": html("1"), "/robots.txt": robots})
+    path = write_config(tmp_path, site, "honour_ai_optouts = false\n")
+    child = crawl_process(path)
+    while site.count()["/"] == 0:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    child.kill()
+    child.communicate()
+    again = crawl_process(path)
+    assert again.communicate(timeout=60)[0].startswith("3 responses")
+    assert again.returncode == 0
+    times = [at for _, at in site.asked]
+    assert min(b - a for a, b in pairwise(times)) >= 1.95

@@ -1,9 +1,15 @@
 """The frontier: turns of hosts, scope, budgets and shards."""
 
+import array
+import itertools
+import sys
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.frontier import HostBudget
-from pipeline.frontier_state import Entry, hostname_of
+from pipeline.frontier_state import Entry, Host, hostname_of
 from tests.pipeline import small_frontier
 from tests.pipeline.small_frontier import Opener, done, url_of, work_off
 
@@ -138,3 +144,57 @@ def test_shards_hand_over_what_is_not_theirs(frontier: Opener) -> None:
     left.add([Entry("http://a/1", 1)])  # sent already
     left.sync()
     assert not right.mailbox.has_mail
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["push", "hold", "defer", "resume", "pop"]), st.integers(0, 3))
+    )
+)
+def test_a_hosts_queues_against_plain_lists(acts: list[tuple[str, int]]) -> None:
+    host = Host("a")
+    queues: dict[int, list[int]] = {}
+    held: list[int] = []
+    deferred: list[int] = []
+    for number, (act, priority) in enumerate(acts):
+        if act == "push":
+            host.push(priority, number)
+            queues.setdefault(priority, []).append(number)
+        elif act == "hold":
+            host.hold(number)
+            held.append(number)
+        elif act == "defer":
+            host.defer(number, 5.0)
+            deferred.append(number)
+        elif act == "resume":
+            host.resume(5.0)
+            held += deferred[::-1]
+            deferred = []
+        elif held or queues:
+            first = min(queues, default=0)
+            expected = held.pop() if held else queues[first].pop(0)
+            queues = {p: queue for p, queue in queues.items() if queue}
+            assert host.pop() == expected
+        extra = [*held[::-1], *deferred]
+        wanted = {p: list(queue) for p, queue in queues.items()}
+        if extra:
+            first = min(wanted, default=0)
+            wanted[first] = extra + wanted.get(first, [])
+        assert {p: list(queue) for p, queue in host.waiting().items()} == wanted
+        assert host.num_waiting == sum(map(len, wanted.values()))
+        written = array.array("Q", b"".join(host.pieces(None)))
+        assert dict(host.sizes(False)) == {p: len(queue) for p, queue in wanted.items()}
+        assert sorted(written) == sorted(itertools.chain(*wanted.values()))
+        for empty, there in ((host.held, held), (host.deferred, deferred)):
+            assert (empty == ()) is (not there)
+
+
+def test_many_held_urls_cost_eight_bytes_each() -> None:
+    host = Host("a")
+    for number in range(100_000):
+        host.hold(number)
+        host.defer(number, 1.0)
+    host.resume(2.0)
+    assert isinstance(host.held, array.array)
+    assert sys.getsizeof(host.held) < 1.2 * 8 * 200_000
+    assert host.deferred == ()

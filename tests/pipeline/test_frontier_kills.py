@@ -3,7 +3,10 @@
 import contextlib
 import datetime as dt
 import hashlib
+import os
 import random
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.frontier import Frontier, Turn
 from pipeline.frontier_log import logged_ends
+from pipeline.frontier_snapshot import SNAPSHOT, DamagedSnapshotError, read_snapshot
 from pipeline.frontier_state import Archived, Entry
 from pipeline.shard_mail import Mailbox
 from pipeline.warc import WarcResponse, iter_responses
@@ -73,14 +77,140 @@ def test_damage_in_the_middle_is_told(frontier: Opener, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK junk", b"x" * 1000])
-def test_a_damaged_snapshot_is_told(frontier: Opener, tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_snapshot_is_told_and_the_log_read_instead(
+    frontier: Opener, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
     f = frontier()
-    f.add([Entry("http://a/1", 0)])
+    f.add([Entry("http://a/1", 0), Entry("http://a/2", 0)])
     f.snapshot()
     (path,) = tmp_path.rglob("snapshot.npz")
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"snapshot.npz is damaged"):
+    g = frontier()
+    assert "snapshot.npz is damaged" in capsys.readouterr().err
+    assert logged_ends(g.folder) == {}
+    g.add([Entry("http://a/2", 0)])
+    g.snapshot()  # though nothing came in
+    assert work_off(frontier()) == ["http://a/1", "http://a/2"]
+    assert capsys.readouterr().err == ""
+    path.write_bytes(content)
+    for log in path.parent.glob("log-*.log"):
+        log.unlink()
+    with pytest.raises(UserError, match=r"snapshot.npz is damaged .* and the log is gone; delete"):
         frontier()
+
+
+def _one_bit_of_each_byte(path: Path) -> Iterator[bytes]:
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in range(place % 3, 8, 3):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            yield bytes(damaged)
+
+
+def test_no_bit_of_a_snapshot_brings_anything_else(frontier: Opener) -> None:
+    f = frontier()
+    f.add(Entry(f"http://a/{i}", 0) for i in range(5))
+    f.snapshot()
+    path, good = f.folder / SNAPSHOT, read_snapshot(f.folder)
+    told = 0
+    for damaged in list(_one_bit_of_each_byte(path)):
+        path.write_bytes(damaged)
+        try:
+            found = read_snapshot(f.folder)
+        except DamagedSnapshotError:
+            told += 1
+            continue
+        assert (found.end, found.runs, found.tally) == (good.end, good.runs, good.tally)
+        assert [host.waiting() for host in found.hosts] == [h.waiting() for h in good.hosts]
+    assert told > 1000
+
+
+def _cut(path: Path, num_bytes: int) -> None:
+    os.truncate(path, path.stat().st_size - num_bytes)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[100] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda p: _cut(p, 16), lambda p: _cut(p, 7), _flip, Path.unlink],
+    ids=["cut by a row", "cut", "bit", "gone"],
+)
+def test_a_damaged_run_is_rebuilt_from_the_log(
+    frontier: Opener, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
+) -> None:
+    f = frontier()
+    known = [f"http://a/{i}" for i in range(40)]
+    for part in (known[:20], known[20:]):
+        f.add(Entry(url, 0) for url in part)
+    done_with = [f.take(0.0)]
+    assert done_with[0]
+    f.drop(done_with[0], "x")
+    f.release(done_with[0], 0.0)
+    f.snapshot()
+    (run,) = f.folder.glob("seen-*.run")
+    spoil(run)
+    g = frontier(max_recent=7)  # which also spills while it reads
+    assert f"{run.name}" in capsys.readouterr().err
+    assert len(list(g.folder.glob("seen-*.run"))) >= 1
+    g.add(Entry(url, 0) for url in known)
+    assert (g.num_known, g.tally) == (40, f.tally)
+    g.snapshot()
+    h = frontier()
+    assert capsys.readouterr().err == ""
+    h.add(Entry(url, 0) for url in known)
+    assert work_off(h) == known[1:]
+
+
+def test_a_segment_that_is_gone_is_told(frontier: Opener, tmp_path: Path) -> None:
+    for number in range(3):
+        frontier().add([Entry(f"http://a/{number}", 0)])
+    one, two, _ = sorted(tmp_path.rglob("log-*.log"))
+    kept = two.read_bytes()
+    two.unlink()
+    with pytest.raises(UserError, match=r"log-000001.log was cut short; delete"):
+        frontier()
+    two.write_bytes(kept)
+    one.unlink()
+    with pytest.raises(UserError, match=r"the beginning of the log in .* is gone; delete"):
+        frontier()
+
+
+def test_nothing_goes_behind_a_torn_line(frontier: Opener, tmp_path: Path) -> None:
+    """A limit on files stands for a full disk: what fits is written, the rest raises."""
+    f = frontier()
+    f.add([Entry("http://a/1", 0)])
+    first = f.take(0.0)
+    assert first
+    (log,) = tmp_path.rglob("log-*.log")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 70, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            f.add(Entry(f"http://b/{'x' * 40}{number}", 0) for number in range(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    torn = log.read_bytes()
+    assert not torn.endswith(b"\n")
+    for act in (  # there is room again, and nobody may use it
+        lambda: f.add([Entry("http://c/1", 0)]),
+        lambda: f.archive(first, done(), []),
+        lambda: f.drop(first, "x"),
+        f.sync,
+        f.snapshot,
+    ):
+        with pytest.raises(OSError, match="File too large"):
+            act()
+    assert log.read_bytes() == torn
+    assert not list(tmp_path.rglob("snapshot.npz"))
+    g = frontier()
+    assert g.num_known == 2  # one of the three came through whole
+    assert sorted(work_off(g)) == ["http://a/1", f"http://b/{'x' * 40}0"]
 
 
 def test_a_page_that_the_warc_lost_waits_again(frontier: Opener) -> None:

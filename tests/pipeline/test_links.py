@@ -2,6 +2,8 @@
 
 import gzip
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,7 +224,9 @@ def test_links_of_real_pages_are_those_of_lxmls_tree(shared_data: Callable[[str]
         ]
         heads = {canonical(element.get("href", ""), base) for element in tree.iter("link")}
         heads |= {canonical(element.get("src", ""), base) for element in tree.iter("frame")}
-        refreshed = [meta.get("content", "") for meta in tree.iter("meta") if meta.get("http-equiv")]
+        refreshed = [
+            meta.get("content", "") for meta in tree.iter("meta") if meta.get("http-equiv")
+        ]
         heads |= {canonical(said.partition("=")[2].strip("'\""), base) for said in refreshed}
         facts = read_page(payload, "http://h.example/a/b", "utf-8")
         wanted = set() if "nofollow" in facts.robots_directives else set(anchors) - {None}
@@ -380,3 +384,25 @@ def test_large_and_hostile_sitemaps_end() -> None:
     assert sitemap_links(b"<url>" * 200_000, "http://h/") == ([], [])
     assert sitemap_links(b"http://" * 300_000, "http://h/") == ([], [])
     assert sitemap_links(b"<urlset><url>" + b"<loc>http://h/1" * 50_000, "http://h/")[1] == []
+
+
+def test_a_sitemap_of_nothing_costs_no_memory() -> None:
+    """A tree of its elements would be thirty times as large as the map."""
+    code = (
+        "from pathlib import Path; from pipeline.links import sitemap_links\n"
+        "def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+        "bomb = b'<urlset><url><loc>http://h/1</loc></url><x>' + b'<a/>' * 2_000_000 + b'</x>'\n"
+        "before = peak()\n"
+        "assert sitemap_links(bomb, 'http://h/')[0] == ['http://h/1']\n"
+        "print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 50_000  # kB
+
+
+def test_a_long_base_makes_no_endless_links() -> None:
+    page = (
+        b"<base href=/" + b"b" * 2000 + b"/>" + b"".join(b"<a href=%d>" % i for i in range(50_000))
+    )
+    links = page_links(page, "http://h/", None)
+    assert 4000 < len(links) < 6000

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 import sqlite3
 from collections.abc import Callable, Generator
@@ -17,7 +18,7 @@ from pipeline.crawl import current_output, run_crawl
 from pipeline.frontier_log import FrontierLog
 from pipeline.frontier_state import Entry
 from pipeline.lease import Lease
-from pipeline.recrawl import PAGES, Changes, PreviousCrawl, shard_name, write_pages
+from pipeline.recrawl import PAGES, SUM, Changes, PreviousCrawl, shard_name, write_pages
 from pipeline.warc import WarcResponse, iter_responses
 from tests.pipeline import small_site
 from tests.pipeline.small_site import Answer, Site, config, html, redirect
@@ -311,22 +312,55 @@ def _old_layout(path: Path) -> None:
         db.execute("CREATE TABLE page (url TEXT PRIMARY KEY, depth INTEGER)")
 
 
+def _put(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def _flip(path: Path, wanted: bytes) -> None:
+    at = path.read_bytes().index(wanted)
+    _put(path, at + 1, bytes([wanted[1] ^ 0x80]))
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
         (_old_layout, "was written by another version of Flywheel"),
         (lambda path: path.write_bytes(b"junk" * 1000), "cannot be read (file is not a database)"),
         (lambda path: path.unlink(), "cannot be read (unable to open database file)"),
+        (lambda path: path.with_name(SUM).unlink(), "cannot be read ([Errno 2]"),
+        (lambda path: path.with_name(SUM).write_text("[" * 100_000), "cannot be read ("),
+        (lambda path: path.with_name(SUM).write_text("[]"), "cannot be read ("),
+        (lambda path: os.truncate(path, path.stat().st_size - 4096), "cannot be read ("),
+        (lambda path: os.truncate(path, path.stat().st_size + 9), "was cut short or grew"),
+        (lambda path: _put(path, 2 * 4096, b"\xff" * 100), "is damaged"),
+        (lambda path: _flip(path, b'"/etag'), "is damaged"),
+        (lambda path: _flip(path, b"http://127"), "is damaged"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_told(
     serve: Serve, run: RunConfig, spoil: Callable[[Path], object], problem: str
 ) -> None:
-    site = serve({"/": html("home")})
+    site = serve({"/": tagged(html("home"), "/etag")})
     first = crawl(site, run, 0)
     spoil(Path(first.url) / shard_name(0) / PAGES)
     with pytest.raises(UserError) as told:
         crawl(site, run, 1)
+    assert site.asked == []
     assert problem in str(told.value)
     assert "set crawl.conditional = false" in str(told.value)
     assert json.dumps(str(told.value)).count("\\n") == 0
+
+
+def test_a_table_that_breaks_while_it_is_read_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / shard_name(0)
+    names = [f"http://a/{number}" for number in range(2000)]
+    write_log(folder, 1, [*names])
+    write_pages(folder, "0/1", None, lambda _: 9)
+    with contextlib.closing(previous_of(tmp_path)) as previous:
+        assert previous.kept(names[0])
+        for page in range(1, (folder / PAGES).stat().st_size // 4096):
+            _put(folder / PAGES, page * 4096, b"\xff" * 4096)
+        with pytest.raises(UserError, match=r"pages.sqlite cannot be read .*put it back"):
+            list(previous.entries("0/1"))

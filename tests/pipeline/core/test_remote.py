@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
-from pipeline.core.remote import open_runtime
+from pipeline.core.remote import WorkerLostError, open_runtime
 
 BACKENDS = [("local", 1), ("local", 2), ("ray", 2)]
 
@@ -91,7 +91,7 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 from pipeline.core.config import RunConfig
-from pipeline.core.remote import open_runtime
+from pipeline.core.remote import WorkerLostError, open_runtime
 
 def toil(folder):
     Path(folder, str(os.getpid())).write_text("")
@@ -201,3 +201,54 @@ def _refuse_or_sleep(flag: str) -> None:
         Path(flag).write_text("")
         time.sleep(3600)
     raise UserError("it is not mine")
+
+
+RAY_SCRIPT = """
+import os, signal, sys, time
+from pipeline.core.config import RunConfig
+from pipeline.core.remote import open_runtime
+
+class Service:
+    def square(self, number):
+        return number * number
+
+if __name__ == "__main__":
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, interrupt)
+    with open_runtime(RunConfig(backend="ray", workers=1)) as runtime:
+        service = runtime.service(Service)
+        try:
+            print(service.call("square", 3), flush=True)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print(service.call("square", 4), flush=True)  # it can still talk to its services
+            sys.exit(130)
+"""
+
+
+def test_a_signal_handler_of_the_driver_outlives_the_start_of_ray(tmp_path: Path) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(RAY_SCRIPT)
+    driver = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout
+    assert driver.stdout.readline() == "9\n"
+    driver.send_signal(signal.SIGTERM)
+    said, errors = driver.communicate(timeout=60)
+    assert (driver.returncode, said) == (130, "16\n"), errors
+    assert "SIGTERM received" not in errors
+
+
+@pytest.mark.parametrize("runtime", [("ray", 2)], indirect=True)
+def test_a_service_that_is_lost_for_good_is_told_in_one_line(runtime, tmp_path: Path) -> None:
+    service = runtime.service(Counter, str(tmp_path / "n"))
+    assert service.call("add", 1) == 1
+    service.stop()  # ray.kill: it does not come back
+    with pytest.raises(WorkerLostError, match=r"^a worker or the Ray cluster was lost \(Actor"):
+        service.call("add", 1)

@@ -1,6 +1,8 @@
+import contextlib
 import errno
 import importlib.util
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +80,12 @@ def test_a_place_that_cannot_be_reached_is_one_line(url: str, why: str) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=why):
         storage.write_bytes(url, b"x")
+
+
+def test_an_error_of_pythons_own_comes_through(tmp_path: Path) -> None:
+    """A text that is not UTF-8 is no fault of SQLite's, and has no code of it."""
+    path = tmp_path / "x.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        query = "SELECT CAST(x'ff' AS TEXT)"
+        with pytest.raises(sqlite3.OperationalError, match="decode"), storage.sqlite_at(path):
+            db.execute(query).fetchall()

@@ -42,7 +42,7 @@ def funnel_section(corpus: Corpus) -> Part:
 def _funnel_rows(corpus: Corpus) -> list[Bar]:
     """A waterfall: each drop stands where it cuts into what is left. An ingest counts files, not
     pages, so the picture of one begins with the extraction."""
-    stages = [corpus.source, corpus.extract, corpus.quality, corpus.dedupe]
+    stages = [corpus.source, *corpus.stages]
     pages = stages if corpus.source.stage == "crawl" else stages[1:]
     found: list[Bar] = []
     for manifest in pages:

@@ -23,6 +23,8 @@ SECTIONS = {
     "extract": "pipeline.extract:ExtractConfig",
     "quality": "pipeline.quality:QualityConfig",
     "dedupe": "pipeline.dedupe:DedupeConfig",
+    "decontaminate": "pipeline.decontaminate:DecontaminateConfig",
+    "trigger_scan": "pipeline.trigger_scan:TriggerScanConfig",
     "shard": "pipeline.shard:ShardConfig",
     "tokenizer": "finetune.tokenizer:TokenizerConfig",
     "model": "finetune.model:ModelConfig",

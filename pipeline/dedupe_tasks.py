@@ -1,58 +1,71 @@
-"""The map tasks of dedupe, pure in their files, and the files that stand between its steps."""
+"""The tasks of dedupe that take one shard of documents: hash, sign, write the sidecar.
+
+Pure in their files. A shard's text is in memory once, and beside it some 30 bytes a line.
+"""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections import Counter
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import xxhash
+from pyarrow import compute
 
-from pipeline.core import storage
-from pipeline.core.manifest import Counts, ShardResult
-from pipeline.core.records import Document, read_table, with_version, write_table
+from pipeline.core.manifest import Counts, ShardResult, describe_file
+from pipeline.core.records import Document, with_version, write_table
+from pipeline.dedupe_files import (
+    BANDS,
+    DECISIONS,
+    EXACT,
+    LEFT,
+    LINES,
+    REMOVED,
+    TEXTS,
+    Layout,
+    Place,
+    file_url,
+    format_ids,
+    packed_order,
+    parse_ids,
+    read_columns,
+    read_gone,
+    write_records,
+)
+from pipeline.normal_forms import NormalForms, normal_forms
 from pipeline.quality import SIGNALS, SIGNALS_VERSION
-from pipeline.repeated_lines import line_keys, lines_to_remove, without_lines
-from pipeline.text.normalise import normalise
-from pipeline.text.signatures import Hashes, Signer, jaccard
+from pipeline.repeated_lines import forms_with_lines, without_lines
+from pipeline.section_files import Records, read_range
+from pipeline.text.signatures import Signer
 
-# The kinds of files between the steps; a kind's files are {kind}-NNNNN.parquet.
-TEXTS, LINES, SURVIVORS, REPEATED = "texts", "lines", "survivors", "repeated"
-SIGNATURES, PAIRS, EDGES = "signatures", "pairs", "edges"
-PAIR = ("left_shard", "left_row", "right_shard", "right_row")
-_VERSION = 1
-_PAIR_FIELDS = [pa.field(name, pa.int64(), nullable=False) for name in PAIR]
-_ROW = pa.field("row", pa.int32(), nullable=False)
-_TEXT_FIELDS = [
-    _ROW,
-    pa.field("doc_id", pa.string(), nullable=False),
-    pa.field("words", pa.int32(), nullable=False),
-    pa.field("digest", pa.string(), nullable=False),
-]
-_SCHEMAS = {
-    TEXTS: pa.schema([*_TEXT_FIELDS, pa.field("payload", pa.string(), nullable=False)]),
-    LINES: pa.schema([pa.field("key", pa.uint64(), nullable=False), _ROW]),
-    SURVIVORS: pa.schema([_ROW]),
-    REPEATED: pa.schema(
+DEDUPE = "Dedupe"
+DEDUPE_VERSION = 2
+SCHEMA = with_version(
+    pa.schema(
         [
-            pa.field("key", pa.uint64(), nullable=False),
-            pa.field("first", pa.string(), nullable=False),
-        ]
-    ),
-    SIGNATURES: pa.schema(
-        [
-            *_TEXT_FIELDS,
+            pa.field("doc_id", pa.string(), nullable=False),
+            pa.field("judged", pa.bool_(), nullable=False),  # false: an earlier stage dropped it
+            pa.field("drop_reason", pa.string()),
+            pa.field("cluster", pa.string()),  # the first document by the keep rule of all linked
+            pa.field("stands_for", pa.string()),  # of a removed one: the document that stays
+            pa.field("stands_in", pa.string()),  # the earlier dedupe output (its key) that has it
+            pa.field("similarity", pa.float64()),
             pa.field("removed_lines", pa.list_(pa.int32()), nullable=False),
-            pa.field("bands", pa.list_(pa.uint64()), nullable=False),
         ]
     ),
-    PAIRS: pa.schema(_PAIR_FIELDS),
-    EDGES: pa.schema([*_PAIR_FIELDS, pa.field("similarity", pa.float64(), nullable=False)]),
-}
+    DEDUPE,
+    DEDUPE_VERSION,
+)
+pc: Any = compute  # it makes its functions when it is imported: no checker knows them
+REASONS = (None, "exact-duplicate", "near-duplicate", "empty-after-lines")
+LINKED, EXACT_COPY, NEAR_COPY, BLANK = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
 class DedupeTask:
-    """One shard of documents with its signals; `folder` is the stage's output."""
+    """One shard of documents with its signals; `folder` is the stage's output, `line_min_chars` 0:
+    lines are left alone."""
 
     shard: int
     docs_url: str
@@ -60,137 +73,189 @@ class DedupeTask:
     folder: str
     line_min_chars: int
     signer: Signer
+    num_ranges: int = 0  # files that the steps by key range have left
+    corpora: tuple[str, ...] = ()
 
-
-@dataclasses.dataclass(frozen=True)
-class VerifyTask:
-    """One file of candidate pairs, over all shards."""
-
-    index: int
-    shards: tuple[DedupeTask, ...]
-    threshold: float
-
-
-def write_internal(folder: str, kind: str, columns: Mapping[str, Any], index: int = 0) -> None:
-    schema = with_version(_SCHEMAS[kind], f"dedupe-{kind}", _VERSION)
-    write_table(pa.table(dict(columns), schema=schema), _internal(folder, kind, index))
-
-
-def read_internal(folder: str, kind: str, index: int = 0) -> pa.Table:
-    return read_table(_internal(folder, kind, index), f"dedupe-{kind}", _VERSION)
-
-
-def _internal(folder: str, kind: str, index: int) -> str:
-    return storage.join(folder, f"{kind}-{index:05d}.parquet")
-
-
-def read_ids(task: DedupeTask) -> list[str]:
-    """The doc_id of each row of the shard, kept or not."""
-    signals = read_table(task.signals_url, SIGNALS, SIGNALS_VERSION)
-    return signals["doc_id"].to_pylist()
+    def url(self, kind: str) -> str:
+        return file_url(self.folder, kind, self.shard)
 
 
 def hash_file(task: DedupeTask) -> ShardResult:
-    """Digests of the kept documents, and the keys of their lines once for each document."""
-    documents, signals = _inputs(task)
-    texts: list[dict[str, Any]] = []
-    keys: list[int] = []
-    owners: list[int] = []
-    kept = zip(documents.to_pylist(), signals.to_pylist(), strict=True)
-    for row, (document, signal) in enumerate(kept):
-        assert document["doc_id"] == signal["doc_id"], (task.docs_url, row)
-        if not signal["judged"] or signal["drop_reason"] is not None:
-            continue
-        texts.append(
-            _text_row(row, document["doc_id"], document["text"])
-            | {"payload": document["payload_sha256"]}
-        )
-        found = set(line_keys(document["text"], document["url"], task.line_min_chars).values())
-        keys += sorted(found)
-        owners += [row] * len(found)
-    write_internal(task.folder, TEXTS, _columns(TEXTS, texts), task.shard)
-    write_internal(task.folder, LINES, {"key": keys, "row": owners}, task.shard)
-    return ShardResult((), Counts(len(texts), len(texts)))
+    """Digests of the kept documents' texts and payloads, and the keys of their lines. Facts: rows
+    in all, and bytes of lines."""
+    ids, rows = _kept(task)
+    columns = ["doc_id", "url", "text", "payload_sha256"]
+    documents = read_columns(task.docs_url, Document.NAME, Document.VERSION, columns)
+    assert (parse_ids(documents["doc_id"]) == ids).all(), task.docs_url
+    num_rows, ids = len(ids), ids[rows]
+    documents = documents.take(pa.array(rows))
+    texts = _array(documents["text"])
+    if task.line_min_chars:
+        forms = forms_with_lines(texts, documents["url"].to_pylist(), task.line_min_chars)
+    else:
+        forms = normal_forms(texts)
+    write_records(task.url("texts"), TEXTS, rows, ids[:, 0], ids[:, 1], forms.words)
+    payloads = _digests(documents["payload_sha256"].to_pylist())
+    exact = np.concatenate([forms.digests, payloads])
+    write_records(task.url("exact"), EXACT, exact[:, 0], exact[:, 1], np.tile(rows, 2))
+    lines = (ids[forms.line_text, 0], rows[forms.line_text], forms.line_place)
+    write_records(task.url("lines"), LINES, forms.line_key, *lines)
+    facts = {"rows": num_rows, "lines": len(forms.line_key)}
+    return ShardResult((), Counts(len(rows), len(rows)), facts)
+
+
+def _kept(task: DedupeTask) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """(the doc_id of each row, the rows that no earlier stage has dropped)."""
+    columns = ["doc_id", "judged", "drop_reason"]
+    signals = read_columns(task.signals_url, SIGNALS, SIGNALS_VERSION, columns)
+    kept = pc.and_(signals["judged"], pc.is_null(signals["drop_reason"]))
+    return parse_ids(signals["doc_id"]), np.flatnonzero(np.asarray(kept))
+
+
+def _digests(strings: list[str]) -> npt.NDArray[np.uint64]:
+    """(n, 2): xxh3_128 of each."""
+    whole = b"".join(xxhash.xxh3_128_digest(string.encode()) for string in strings)
+    return np.frombuffer(whole, ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.cast(pa.large_string()).chunks or [pa.array([], "string")])
 
 
 def sign_file(task: DedupeTask) -> ShardResult:
-    """Signatures of the survivors' texts without the lines that another document keeps."""
-    documents, _ = _inputs(task)
-    repeated = read_internal(task.folder, REPEATED)
-    first = dict(zip(repeated["key"].to_pylist(), repeated["first"].to_pylist(), strict=True))
-    survivors = read_internal(task.folder, SURVIVORS, task.shard)["row"]
-    signed: list[dict[str, Any]] = []
-    texts: list[str] = []
-    num_chars = 0
-    survived = documents.take(survivors).to_pylist()
-    for row, document in zip(survivors.to_pylist(), survived, strict=True):
-        text, identity = document["text"], document["doc_id"]
-        keys = line_keys(text, document["url"], task.line_min_chars) if first else {}
-        removed = lines_to_remove(keys, first, identity)
-        left = without_lines(text, removed)
-        texts.append(left)
-        signed.append(_text_row(row, identity, left) | {"removed_lines": removed})
-        num_chars += len(text) - len(left)
-    for row, bands in zip(signed, task.signer.sign(texts).keys.tolist(), strict=True):
-        row["bands"] = bands if row["digest"] else []
-    num_lines = sum(len(row["removed_lines"]) for row in signed)
-    write_internal(task.folder, SIGNATURES, _columns(SIGNATURES, signed), task.shard)
-    facts = {"removed_lines": num_lines, "removed_chars": num_chars}
-    return ShardResult((), Counts(len(signed), len(signed)), facts)
+    """Signatures of the documents that are no copies, without the lines that others keep."""
+    place = Layout.read(task.folder).own[task.shard]
+    records = read_range(task.url("texts"), TEXTS)
+    gone = read_gone(task.folder, "gone-copies", place)
+    records = records[~gone[records["key"].astype(np.int64)]]
+    rows = records["key"].astype(np.int64)
+    removed = _removed_lines(task, place)
+    write_records(task.url("removed"), REMOVED, removed["key"], removed["line_32"])
+    texts, num_chars = texts_without_lines(task.docs_url, rows, removed)
+    forms = normal_forms(texts)
+    write_records(task.url("left"), LEFT, rows, records["id_high"], records["id_low"], forms.words)
+    _write_keys(task, rows, records["id_high"], texts, forms)
+    facts = {
+        "removed_lines": len(removed),
+        "removed_chars": num_chars,
+        "blank": int((forms.words == 0).sum()),
+    }
+    return ShardResult((), Counts(len(rows), len(rows)), facts)
 
 
-def verify_pairs(task: VerifyTask) -> ShardResult:
-    """Exact Jaccard similarity of each candidate pair's shingles; those at the threshold stay."""
-    folder = task.shards[0].folder
-    pairs = read_internal(folder, PAIRS, task.index)
-    columns = [column.to_pylist() for column in pairs.columns]
-    left = list(zip(columns[0], columns[1], strict=True))
-    right = list(zip(columns[2], columns[3], strict=True))
-    sets: dict[tuple[int, int], Hashes] = {}
-    for shard in task.shards:
-        rows = sorted({row for number, row in {*left, *right} if number == shard.shard})
-        found = shard.signer.shingle_sets(list(_left_texts(shard, rows)))
-        for index, row in enumerate(rows):
-            sets[shard.shard, row] = found.of(index)
-    edges: list[tuple[int, int, int, int, float]] = []
-    for a, b in zip(left, right, strict=True):
-        similarity = jaccard(sets[a], sets[b])
-        if similarity >= task.threshold:
-            edges.append((*a, *b, similarity))
-    names = _SCHEMAS[EDGES].names
-    found = {name: [edge[i] for edge in edges] for i, name in enumerate(names)}
-    write_internal(folder, EDGES, found, task.index)
-    below = len(left) - len(edges)
-    return ShardResult((), Counts(len(left), len(edges), {"below-threshold": below}))
+def _write_keys(
+    task: DedupeTask,
+    rows: npt.NDArray[np.int64],
+    id_high: npt.NDArray[np.uint64],
+    texts: pa.Array,
+    forms: NormalForms,
+) -> None:
+    """The digests and the band keys of what is not blank."""
+    some = np.flatnonzero(forms.words)
+    digests = forms.digests[some]
+    write_records(task.url("left-exact"), EXACT, digests[:, 0], digests[:, 1], rows[some])
+    keys = task.signer.sign(texts).keys[some]
+    order = packed_order(forms.words[some], id_high[some])
+    bands = keys.shape[1]
+    columns = (np.repeat(order, bands), np.repeat(rows[some], bands))
+    write_records(task.url("bands"), BANDS, keys.reshape(-1), *columns)
 
 
-def _left_texts(task: DedupeTask, rows: list[int]) -> Iterable[str]:
-    """The texts of these rows as they were signed. Reads the shard's text column whole."""
-    if not rows:
-        return
-    signatures = read_internal(task.folder, SIGNATURES, task.shard)
-    removed = dict(
-        zip(signatures["row"].to_pylist(), signatures["removed_lines"].to_pylist(), strict=True)
-    )
-    texts = read_table(task.docs_url, Document.NAME, Document.VERSION)["text"].take(pa.array(rows))
-    for row, text in zip(rows, texts.to_pylist(), strict=True):
-        yield without_lines(text, removed[row])
+def _removed_lines(task: DedupeTask, place: Place) -> Records:
+    """(row, line) of the lines that the ranges of keys have found repeated, sorted."""
+    parts = [np.zeros(0, REMOVED)]
+    for index in range(task.num_ranges):
+        url = file_url(task.folder, "removals", index)
+        parts.append(read_range(url, REMOVED, place.base, place.end))
+    found = np.concatenate(parts)
+    found["key"] -= np.uint64(place.base)
+    return found[np.lexsort((found["line_32"], found["key"]))]
 
 
-def _inputs(task: DedupeTask) -> tuple[pa.Table, pa.Table]:
-    documents = read_table(task.docs_url, Document.NAME, Document.VERSION)
-    signals = read_table(task.signals_url, SIGNALS, SIGNALS_VERSION)
-    return (
-        documents.select(["doc_id", "url", "text", "payload_sha256"]),
-        signals.select(["doc_id", "judged", "drop_reason"]),
-    )
+def texts_without_lines(
+    docs_url: str, rows: npt.NDArray[np.int64], removed: Records
+) -> tuple[pa.Array, int]:
+    """The texts of these ascending rows as they are signed, and how many characters they have
+    lost; `removed`: (row, line), sorted."""
+    table = read_columns(docs_url, Document.NAME, Document.VERSION, ["text"])
+    texts = _array(table.take(pa.array(rows))["text"])
+    starts, ends = _runs(removed, rows)
+    shorter = np.flatnonzero(ends > starts)
+    if not len(shorter):
+        return texts, 0
+    lost = 0
+    changed: list[str] = []
+    for index, text in zip(shorter, texts.take(pa.array(shorter)).to_pylist(), strict=True):
+        lines = removed["line_32"][starts[index] : ends[index]].tolist()
+        changed.append(without_lines(text, lines))
+        lost += len(text) - len(changed[-1])
+    mask = np.zeros(len(texts), np.bool_)
+    mask[shorter] = True
+    return pc.replace_with_mask(texts, pa.array(mask), pa.array(changed, texts.type)), lost
 
 
-def _text_row(row: int, identity: str, text: str) -> dict[str, Any]:
-    plain = normalise(text)
-    digest = xxhash.xxh3_128_hexdigest(plain.encode()) if plain else ""
-    return {"row": row, "doc_id": identity, "words": len(plain.split()), "digest": digest}
+def _runs(
+    removed: Records, rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each row's lines begin and end in `removed`."""
+    keys, wanted = np.ascontiguousarray(removed["key"]), rows.astype(np.uint64)
+    return np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
 
 
-def _columns(kind: str, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in _SCHEMAS[kind].names}
+def write_sidecar(task: DedupeTask) -> ShardResult:
+    """`dedupe-NNNNN.parquet`: a row for each document, by what the driver decided."""
+    ids, rows = _kept(task)
+    table, reasons = _sidecar(task, ids, rows)
+    name = f"dedupe-{task.shard:05d}.parquet"
+    url = f"{task.folder}/{name}"
+    write_table(table, url)
+    found = Counter(name for name in map(REASONS.__getitem__, reasons.tolist()) if name)
+    dropped = dict(sorted(found.items()))
+    counts = Counts(len(rows), len(rows) - found.total(), dropped)
+    return ShardResult((describe_file(url, name, len(ids)),), counts)
+
+
+def _sidecar(
+    task: DedupeTask, ids: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
+) -> tuple[pa.Table, npt.NDArray[np.uint8]]:
+    decided = read_range(task.url("decisions"), DECISIONS)
+    where = decided["key"].astype(np.int64)
+    judged = np.zeros(len(ids), np.bool_)
+    judged[rows] = True
+    reasons = np.zeros(len(ids), np.uint8)
+    left = read_range(task.url("left"), LEFT)
+    reasons[left["key"][left["words_32"] == 0].astype(np.int64)] = BLANK
+    reasons[where] = np.where(decided["reason"] == LINKED, reasons[where], decided["reason"])
+    cluster = ids.copy()
+    cluster[where] = np.stack([decided["cluster_high"], decided["cluster_low"]], axis=1)
+    stands, corpus = np.zeros_like(ids), np.full(len(ids), -1)
+    stands[where] = np.stack([decided["stands_high"], decided["stands_low"]], axis=1)
+    corpus[where] = decided["corpus"]
+    similarity = np.full(len(ids), np.nan)
+    similarity[where] = decided["similarity"]
+    stays = np.isnan(similarity)
+    columns = {
+        "doc_id": format_ids(ids[:, 0], ids[:, 1]),
+        "judged": judged,
+        "drop_reason": pa.array([REASONS[reason] for reason in reasons.tolist()], pa.string()),
+        "cluster": _masked(format_ids(cluster[:, 0], cluster[:, 1]), ~judged),
+        "stands_for": _masked(format_ids(stands[:, 0], stands[:, 1]), stays),
+        "stands_in": pa.array(
+            [task.corpora[number] if number >= 0 else None for number in corpus.tolist()],
+            pa.string(),
+        ),
+        "similarity": pa.array(similarity, mask=stays),
+        "removed_lines": _lists(read_range(task.url("removed"), REMOVED), len(ids)),
+    }
+    return pa.table(columns, schema=SCHEMA), reasons
+
+
+def _masked(strings: pa.Array, nulls: npt.NDArray[np.bool_]) -> pa.Array:
+    return pc.if_else(pa.array(~nulls), strings, pa.scalar(None, pa.string()))
+
+
+def _lists(removed: Records, num_rows: int) -> Any:
+    removed = removed[np.lexsort((removed["line_32"], removed["key"]))]
+    offsets = np.searchsorted(removed["key"], np.arange(num_rows + 1, dtype=np.uint64))
+    values = pa.array(removed["line_32"].astype(np.int32))
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)

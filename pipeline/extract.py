@@ -5,7 +5,6 @@ Records that cannot be read are counted by reason. `flywheel corpus` runs this a
 """
 
 import dataclasses
-import importlib.metadata
 import re
 import time
 from collections import Counter
@@ -29,20 +28,28 @@ from pipeline.extract_child import Answer, ExtractorChild, Limits
 from pipeline.ranges import USER_AGENT, RangeClient
 from pipeline.warc import WarcDamage, WarcResponse, iter_responses
 
-VERSION = 3
+VERSION = 4
 WET_VERSION = "1"  # of the way in which a WET file's text is taken over
 DAMAGE_NAMED = 20  # places of one file
+HIDDEN_NAMED = 50  # findings of one file
 _NUMBER = re.compile(r"\d[\d,]*")
 _HTML = ("text/html", "application/xhtml+xml")
 
 
 class ExtractConfig(Section):
+    engine: Literal["trafilatura", "fast", "cascade"] = Field(
+        "trafilatura",
+        description="what finds the main text: trafilatura, or the block model of our own, fast or "
+        "with a second look where the first is not sure",
+    )
     focus: Literal["balanced", "precision", "recall"] = Field(
         "balanced", description="trafilatura's leaning, where it has to choose"
     )
     max_bytes: int = Field(20_000_000, ge=1, description="a larger page is dropped unread")
     timeout_s: float = Field(20.0, gt=0, description="processor seconds for one page")
-    memory_mb: int = Field(2048, ge=512, description="address space of the extraction process")
+    memory_mb: int = Field(
+        2048, ge=1024, description="address space of the extraction process; libraries take 500"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +68,9 @@ def run_extract(
     """Documents of all WARC files of `source` (of crawl or ingest): `docs-NNNNN.parquet` each.
 
     `facts["damaged"]` names what could not be read, at most DAMAGE_NAMED places of a file: its
-    name, the offset and the reason. All of them are in the counts.
+    name, the offset and the reason. All of them are in the counts. `facts["hidden"]`: texts that
+    a person would not see, at most HIDDEN_NAMED of a file: its name, the offset, the kind and the
+    first 80 characters; a document's signals `hidden_KIND` count all of its own.
     """
     output = StageOutput.of(run.root, "extract", VERSION, config.identity(), {"source": source})
     if done := output.finished():
@@ -80,7 +89,10 @@ def run_extract(
             Counts.total([result.counts for result in results]),
             started=started,
             record=Document.NAME,
-            facts={"damaged": [place for result in results for place in result.facts["damaged"]]},
+            facts={
+                name: [one for result in results for one in result.facts[name]]
+                for name in ("damaged", "hidden")
+            },
         )
 
 
@@ -90,7 +102,8 @@ def extract_file(task: ExtractTask) -> ShardResult:
     documents: list[Document] = []
     quarantined: Counter[str] = Counter()
     damaged: list[tuple[str, int, str]] = []
-    limits = Limits(config.timeout_s, config.memory_mb, config.focus)
+    hidden: list[tuple[str, int, str, str]] = []
+    limits = Limits(config.timeout_s, config.memory_mb, config.focus, config.engine)
     with ExtractorChild(limits) as child:
         for item in iter_responses(task.source_url, client=RangeClient(user_agent=task.user_agent)):
             if isinstance(item, WarcDamage):
@@ -98,14 +111,17 @@ def extract_file(task: ExtractTask) -> ShardResult:
                 if len(damaged) < DAMAGE_NAMED:
                     damaged.append((task.source_name, item.offset, item.reason))
                 continue
-            documents.append(_document(item, task, child))
+            document, findings = _document(item, task, child)
+            documents.append(document)
+            for kind, text in findings[: HIDDEN_NAMED - len(hidden)]:
+                hidden.append((task.source_name, item.offset, kind, text))
     write_table(to_table(documents, Document), task.output_url)
     dropped = Counter(document.drop_reason for document in documents if document.drop_reason)
     kept = len(documents) - dropped.total()
     return ShardResult(
         (describe_file(task.output_url, task.output_name, len(documents)),),
         Counts(len(documents) + quarantined.total(), kept, dict(dropped), dict(quarantined)),
-        {"damaged": damaged},
+        {"damaged": damaged, "hidden": hidden},
     )
 
 
@@ -114,17 +130,20 @@ def _kind_of(reason: str) -> str:
     return _NUMBER.sub("N", reason.partition(":")[0])
 
 
-def _document(response: WarcResponse, task: ExtractTask, child: ExtractorChild) -> Document:
+def _document(
+    response: WarcResponse, task: ExtractTask, child: ExtractorChild
+) -> tuple[Document, list[list[str]]]:
+    """The document, and what was hidden on its page."""
     unread = _drop_unread(response, task.config)
     if unread:
-        answer, extractor, version = Answer("", "", unread), "none", ""
+        answer = Answer("", "", unread)
     elif response.converted:
-        answer, extractor, version = Answer("", _plain(response.payload)), "wet", WET_VERSION
+        text = _plain(response.payload)
+        answer = Answer("", text, extractor="wet", version=WET_VERSION)
     else:
         answer = child.extract(response.payload, response.charset)
-        extractor, version = "trafilatura", importlib.metadata.version("trafilatura")
     reason = answer.failure or (None if answer.text.strip() else "empty-text")
-    return Document(
+    document = Document(
         doc_id=doc_id(response.url, response.payload_sha256),
         url=response.url,
         fetched_at=response.fetched_at,
@@ -133,12 +152,14 @@ def _document(response: WarcResponse, task: ExtractTask, child: ExtractorChild) 
         payload_sha256=response.payload_sha256,
         http_status=response.http_status,
         content_type=response.content_type,
-        extractor=extractor,
-        extractor_version=version,
+        extractor=answer.extractor,
+        extractor_version=answer.version,
         title=answer.title,
         text="" if reason else answer.text,
+        signals={f"hidden_{kind.replace('-', '_')}": float(n) for kind, n in answer.hidden.items()},
         drop_reason=reason,
     )
+    return document, answer.findings
 
 
 def _plain(payload: bytes) -> str:

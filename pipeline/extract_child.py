@@ -15,13 +15,14 @@ import struct
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 _LENGTH = struct.Struct("<Q")
 _PAGES_PER_CHILD = 500  # lxml keeps about a megabyte a page (adbar/trafilatura#216)
+_FINDINGS_TOLD = 20  # of a page; all are counted
 _PATIENCE = 10  # wall seconds for each second of processor time, then the child is stuck
 
 
@@ -33,17 +34,23 @@ class Limits:
     cpu_s: float
     memory_mb: int
     focus: str
+    engine: str = "trafilatura"
 
 
 @dataclass(frozen=True)
 class Answer:
     """What became of a page: `failure` is None, or the reason and the rest is empty. `tight`: the
-    child came within sight of its memory limit, where libraries swallow errors."""
+    child came within sight of its memory limit, where libraries swallow errors. `hidden`: how
+    many hidden texts of each kind; `findings`: the first of them as [kind, text]."""
 
     title: str
     text: str
     failure: str | None = None
     tight: bool = False
+    extractor: str = "none"
+    version: str = ""
+    hidden: dict[str, int] = field(default_factory=dict[str, int])
+    findings: list[list[str]] = field(default_factory=list[list[str]])
 
 
 class ExtractorChild:
@@ -73,7 +80,7 @@ class ExtractorChild:
             self._end()
         fresh = self._process is None
         answer = self._ask(payload, charset)
-        if not fresh and (answer.tight or answer.failure == "extract-crash"):
+        if not fresh and (answer.tight or answer.failure in ("extract-crash", "extract-memory")):
             answer = self._ask(payload, charset)
         return answer
 
@@ -94,8 +101,7 @@ class ExtractorChild:
             timer.cancel()
         if reply is None:
             code = self._end()
-            timed_out = stuck.is_set() or code == -signal.SIGPROF
-            return Answer("", "", "extract-timeout" if timed_out else "extract-crash")
+            return Answer("", "", _why_it_died(code, stuck.is_set()))
         self._answered += 1
         answer = Answer(**json.loads(reply))
         if answer.tight:
@@ -142,6 +148,13 @@ class ExtractorChild:
             return process.wait()
 
 
+def _why_it_died(code: int | None, was_stuck: bool) -> str:
+    if was_stuck or code == -signal.SIGPROF:
+        return "extract-timeout"
+    # Out of memory, Rust's allocator aborts; Python outside of the extraction ends with 1.
+    return "extract-memory" if code in (1, -signal.SIGABRT) else "extract-crash"
+
+
 def _kill(process: subprocess.Popen[bytes], stuck: threading.Event) -> None:
     stuck.set()
     process.kill()
@@ -168,7 +181,7 @@ def main(arguments: list[str]) -> None:
     limits = Limits(**json.loads(arguments[0]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: the pipe ends us
     # Trafilatura and lxml stand in the child alone: half a second, and what this is all about.
-    from pipeline.html_text import extract_html
+    from pipeline.html_text import extract_html, warm_up
 
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_RDWR)
@@ -176,31 +189,41 @@ def main(arguments: list[str]) -> None:
         os.dup2(silence, stream)
     logging.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    extract: Any = extract_html
+    warm_up(limits.engine)  # before the first page's clock runs
     space = limits.memory_mb << 20
+    # Of what the libraries leave; half of that is within sight of the limit.
+    sight = (space + min(_peak_bytes(), space)) // 2
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
     write_frame(answers, b"ready")
-    extract: Any = extract_html
     while (charset := read_frame(requests)) is not None:
         payload = read_frame(requests)
         if payload is None:
             return
         signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)  # unhandled, SIGPROF ends the process
-        answer = _answer(extract, payload, charset.decode() or None, limits.focus)
+        answer = _answer(extract, payload, charset.decode() or None, limits)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        if _peak_bytes() > space // 2:
-            failure = answer.failure or (None if answer.text else "extract-memory")
+        if _peak_bytes() > sight:
+            failure = None if answer.text else "extract-memory"
             answer = replace(answer, failure=failure, tight=True)
         write_frame(answers, json.dumps(asdict(answer)).encode())
 
 
-def _answer(extract: Any, payload: bytes, charset: str | None, focus: str) -> Answer:
+def _answer(extract: Any, payload: bytes, charset: str | None, limits: Limits) -> Answer:
     try:
-        found = extract(payload, charset, focus)
+        found = extract(payload, charset, limits.focus, limits.engine)
     except MemoryError:
         return Answer("", "", "extract-memory", tight=True)
     except Exception:  # noqa: BLE001 - whatever else a page provokes costs that page alone
         return Answer("", "", "extract-error")
-    return Answer(found.title, found.text)
+    return Answer(
+        found.title,
+        found.text,
+        extractor=found.extractor,
+        version=found.version,
+        hidden=dict(found.hidden or {}),
+        findings=[[finding.kind, finding.text] for finding in found.findings[:_FINDINGS_TOLD]],
+    )
 
 
 def _peak_bytes() -> int:

@@ -1,14 +1,24 @@
-"""HTML bytes to title and text: decoding as browsers do, then trafilatura.
+"""HTML bytes to title and text: decoding as browsers do, one parse, then the chosen engine.
 
-Runs in the extraction child (extract_child.py): what a hostile page does to lxml, it does there.
+Runs in the extraction child (extract_child.py): what a hostile page does to a parser, it does
+there. What a person would not see is cut out before any engine reads the page.
 """
 
 import codecs
+import importlib.metadata
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import trafilatura
 from trafilatura.utils import detect_encoding
+
+from pipeline.hidden_text import Finding, Hidden, find_hidden, without_tag_characters
+from pipeline.main_content import bundled_model, main_content, title_of
+from pipeline.page_tree import TAG_IDS, PageTree, parse_page
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -30,31 +40,98 @@ _SUPERSETS = {
     "euc_kr": "cp949",
 }
 _ANY_LIMIT = 1 << 40
+_TRAFILATURA_VERSION = importlib.metadata.version("trafilatura")
+
+
+_GONE = [TAG_IDS[name] for name in ("script", "style", "template")]
+SURE = 0.97  # of the first judgement: then the second one would change next to nothing
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """`text` has one line for each block of the page; empty if nothing was found."""
+    """`text` has one line for each block of the page; empty if nothing was found. `extractor` and
+    `version`: what made it. `hidden`: findings by kind, and the first of them."""
 
     title: str
     text: str
+    extractor: str = ""
+    version: str = ""
+    hidden: Mapping[str, int] | None = None
+    findings: tuple[Finding, ...] = ()
 
 
-def extract_html(payload: bytes, http_charset: str | None, focus: str) -> Extracted:
-    """Main text without comments, repeats kept: trafilatura's `deduplicate` is a process-wide
-    cache, so its result depends on the pages before."""
-    tree = trafilatura.load_html(decode_html(payload, http_charset), max_size=_ANY_LIMIT)
-    if tree is None:
-        return Extracted("", "")
-    title = " ".join((tree.findtext(".//title") or "").split())
+def extract_html(
+    payload: bytes, http_charset: str | None, focus: str, engine: str = "trafilatura"
+) -> Extracted:
+    """Main text without comments and without hidden text; repeats kept.
+
+    `engine`: "trafilatura", leaning to `focus`; "fast", the first judgement of the block model;
+    "cascade", the second one too where the first is not sure of itself.
+    """
+    html, smuggled = without_tag_characters(decode_html(payload, http_charset))
+    tree = parse_page(html)
+    hidden = find_hidden(tree)
+    if engine == "trafilatura":
+        text, version = _by_trafilatura(tree, hidden, focus), _TRAFILATURA_VERSION
+    else:
+        text, version = _by_blocks(tree, hidden, engine)
+    return Extracted(
+        _storable(title_of(tree)),
+        _storable(text),
+        engine,
+        version,
+        dict(hidden.counts + Counter(finding.kind for finding in smuggled)),
+        (*smuggled, *hidden.findings),
+    )
+
+
+def warm_up(engine: str) -> None:
+    """Have all compiled loops and the weights in memory."""
+    tree = parse_page(
+        "<title>t</title><style>.a{color:red}</style><p class=a id=b>A <a href=c>d</a>"
+    )
+    hidden = find_hidden(tree)
+    if engine == "trafilatura":
+        _by_trafilatura(tree, hidden, "balanced")
+    else:
+        main_content(tree, hidden.mask, bundled_model(), sure=2.0)
+
+
+def _by_blocks(tree: PageTree, hidden: Hidden, engine: str) -> tuple[str, str]:
+    model = bundled_model()
+    found = main_content(tree, hidden.mask, model, sure=0.0 if engine == "fast" else SURE)
+    return found.text, model.version
+
+
+def _by_trafilatura(tree: PageTree, hidden: Hidden, focus: str) -> str:
+    """trafilatura's `deduplicate` is a process-wide cache, so its result depends on the pages
+    before: it stays off."""
+    loaded = trafilatura.load_html(seen_html(tree, hidden.mask), max_size=_ANY_LIMIT)
+    if loaded is None:
+        return ""
     text = trafilatura.extract(
-        tree,
+        loaded,
         favor_precision=focus == "precision",
         favor_recall=focus == "recall",
         include_comments=False,
         deduplicate=False,
     )
-    return Extracted(_storable(title), _storable(text or ""))
+    return text or ""
+
+
+def seen_html(tree: PageTree, mask: Any) -> str:
+    """The page in normal form without its hidden elements, scripts and templates."""
+    gone = np.flatnonzero((mask != 0) | np.isin(tree.tag, _GONE))
+    source = tree.source.tobytes()
+    parts: list[bytes] = []
+    at = 0
+    for element in gone.tolist():
+        start, end = int(tree.opens[element]), int(tree.closes[element])
+        if start >= at:
+            parts.append(source[at:start])
+            at = end
+    parts.append(source[at:])
+    return b"".join(parts).decode("utf-8", "replace")
 
 
 def decode_html(payload: bytes, http_charset: str | None) -> str:

@@ -3,53 +3,51 @@
 The first document (by doc_id) keeps such a line where it first stands, all others lose it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 
 import ada_url
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import xxhash
 
-from pipeline.text.normalise import normalise
+from pipeline.normal_forms import NormalForms, normal_forms
 
 
-def line_keys(text: str, url: str, min_chars: int) -> dict[int, int]:
-    """{index of the line in `text.split("\\n")`: 64-bit key of (host, normalised line)}; lines of
-    fewer than `min_chars` normalised characters are left alone."""
-    host = xxhash.xxh3_64_intdigest(ada_url.URL(url).hostname.encode())
-    keys: dict[int, int] = {}
-    for index, line in enumerate(text.split("\n")):
-        plain = normalise(line)
-        if plain and len(plain) >= min_chars:
-            keys[index] = xxhash.xxh3_64_intdigest(plain.encode(), host)
-    return keys
+def forms_with_lines(texts: pa.Array, urls: Sequence[str], min_chars: int) -> NormalForms:
+    """Line keys are of (host, normalised line); lines of fewer than `min_chars` normalised
+    characters have none."""
+    hosts = (xxhash.xxh3_64_intdigest(ada_url.URL(url).hostname.encode()) for url in urls)
+    return normal_forms(texts, np.fromiter(hosts, np.uint64, len(urls)), max(1, min_chars))
 
 
-def repeated_keys(
-    keys: npt.NDArray[np.uint64], documents: npt.NDArray[np.int64], min_docs: int
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """Keys that stand in at least `min_docs` documents, each with its smallest document.
+def repeated_lines(
+    keys: npt.NDArray[np.uint64],
+    order: npt.NDArray[np.int64],
+    lines: npt.NDArray[np.int64],
+    min_docs: int,
+    known: npt.NDArray[np.uint64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+    """(indices of the occurrences to remove, the repeated keys, ascending).
 
-    The inputs are parallel: a (key, document) pair for each different line of a document.
+    The inputs are parallel, an entry for each occurrence of a line: its key, its document's place
+    in the order of doc_ids, its place in the text. Repeated are keys of at least `min_docs`
+    documents: all their occurrences go but the first in the first document. Of the `known`
+    (ascending: repeated in an earlier corpus, whose document keeps them) all go.
     """
-    order = np.lexsort((documents, keys))
-    keys, documents = keys[order], documents[order]
-    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, int)
-    counts = np.diff(np.r_[starts, len(keys)])
-    chosen = starts[counts >= min_docs]
-    return keys[chosen], documents[chosen]
-
-
-def lines_to_remove(keys: Mapping[int, int], first: Mapping[int, str], identity: str) -> list[int]:
-    """Indices of the lines that another document keeps, or this one further up; `first` names each
-    key's keeper."""
-    removed: list[int] = []
-    kept: set[int] = set()
-    for index, key in keys.items():
-        if key in first and (first[key] != identity or key in kept):
-            removed.append(index)
-        kept.add(key)
-    return removed
+    if not len(keys):
+        return np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    by = np.lexsort((lines, order, keys))
+    keys, order = keys[by], order[by]
+    first = np.r_[True, keys[1:] != keys[:-1]]
+    of_document = first | np.r_[True, order[1:] != order[:-1]]
+    group = np.cumsum(first) - 1
+    num_docs = np.bincount(group[of_document])
+    group_keys = keys[first]
+    is_known = np.isin(group_keys, known)
+    repeated = (num_docs >= min_docs) | is_known
+    stays = first & ~is_known[group]
+    return by[repeated[group] & ~stays], group_keys[repeated]
 
 
 def without_lines(text: str, removed: Collection[int]) -> str:

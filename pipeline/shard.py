@@ -1,4 +1,4 @@
-"""Documents and both sidecars joined once: shuffled Parquet shards for training, and the rejects.
+"""Documents and their sidecars joined once: shuffled Parquet shards for training, and the rejects.
 
 Steps: join each file (rows sorted by their place in the shuffle) -> cut the shuffle into shards ->
 write each. The driver holds 8 bytes a document. No group of documents crosses the splits.
@@ -31,14 +31,17 @@ from pipeline.core.manifest import (
 )
 from pipeline.core.records import Document, read_table, schema_of, with_version, write_table
 from pipeline.core.remote import Runtime
+from pipeline.decontaminate import OVERLAPS, OVERLAPS_VERSION
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION
 from pipeline.quality import SIGNALS, SIGNALS_VERSION
 from pipeline.repeated_lines import without_lines
+from pipeline.text import pii
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "heldout")
 _JOINED = "shard-joined"
 _KEY = "shuffle_key"
+_PII = "redacted_"  # begins the names of signals
 _KEY_FIELD = pa.field(_KEY, pa.uint64(), nullable=False)
 
 
@@ -53,6 +56,9 @@ class ShardConfig(Section):
         " whole; where it is empty or does not match, the duplicate cluster is",
     )
     max_rows_per_shard: int = Field(50_000, ge=1, description="documents in one Parquet file")
+    redact: bool = Field(
+        True, description="put <EMAIL>, <IP>, <IBAN>, <CARD>, <PHONE> in place of personal data"
+    )
 
     @field_validator("group_pattern")
     @classmethod
@@ -72,6 +78,7 @@ class JoinTask:
     docs_url: str
     signals_url: str
     dedupe_url: str
+    overlaps_url: str | None
     folder: str
     config: ShardConfig
 
@@ -104,27 +111,29 @@ def run_shard(
     dedupe: Manifest,
     run: RunConfig,
     runtime: Runtime,
+    overlaps: Manifest | None = None,
 ) -> Manifest:
     """`train-`, `heldout-` and `rejects-NNNNN.parquet`, all Document records with their signals.
 
     Each split's rows are in one global order by hash(seed, doc_id). Counts are over all stages
-    from extract on; `facts` has each split's docs, chars and UTF-8 bytes, and the drop funnel.
+    from extract on; `facts` has each split's docs, chars and UTF-8 bytes, the drop funnel, and how
+    much personal data was redacted, rejects included. `overlaps` is run_decontaminate's.
     Raises UserError if there is nothing to train on.
     """
+    stages = [docs, quality, dedupe, *([overlaps] if overlaps else [])]
     parents = {"docs": docs, "quality": quality, "dedupe": dedupe}
+    parents |= {"overlaps": overlaps} if overlaps else {}
     output = StageOutput.of(run.root, "shard", VERSION, config.identity(), parents)
     if done := output.finished():
         return done
     started = time.time()
     funnel: list[tuple[str, str, int]] = [
         (manifest.stage, reason, number)
-        for manifest in (docs, quality, dedupe)
+        for manifest in stages
         for losses in (manifest.counts.quarantined, manifest.counts.dropped)
         for reason, number in sorted(losses.items())
     ]
-    tasks = {
-        f"{task.index:05d}": task for task in _join_tasks(config, docs, quality, dedupe, output)
-    }
+    tasks = {f"{task.index:05d}": task for task in _join_tasks(config, stages, output)}
     with output.lock():
         joined = map_shards(runtime, output, "join", join_file, tasks)
         sizes = {split: _total([result.facts[split] for result in joined]) for split in SPLITS}
@@ -134,10 +143,10 @@ def run_shard(
         written = map_shards(runtime, output, "write", write_shard, writes)
         return output.commit(
             [entry for result in (*joined, *written) for entry in result.files],
-            _counts((docs, quality, dedupe), sum(size["docs"] for size in sizes.values())),
+            _counts(stages, sum(size["docs"] for size in sizes.values())),
             started=started,
             record=Document.NAME,
-            facts={**sizes, "funnel": funnel},
+            facts={**sizes, "funnel": funnel, "redacted": _redacted(joined)},
         )
 
 
@@ -168,20 +177,21 @@ def _nothing_left(rows_in: int, heldout: int, funnel: Iterable[tuple[str, str, i
     )
 
 
+def _redacted(joined: Sequence[ShardResult]) -> dict[str, int]:
+    counts = Counter(dict.fromkeys(pii.KINDS, 0))
+    for result in joined:
+        counts.update(result.facts["redacted"])
+    return dict(counts)
+
+
 def _join_tasks(
-    config: ShardConfig, docs: Manifest, quality: Manifest, dedupe: Manifest, output: StageOutput
+    config: ShardConfig, stages: Sequence[Manifest], output: StageOutput
 ) -> Iterable[JoinTask]:
-    for index, (text, signal, duplicate) in enumerate(
-        zip(docs.files, quality.files, dedupe.files, strict=True)
-    ):
-        yield JoinTask(
-            index,
-            docs.file_url(text.name),
-            quality.file_url(signal.name),
-            dedupe.file_url(duplicate.name),
-            output.url,
-            config,
-        )
+    """`stages` are docs, quality, dedupe and, if there was that step, overlaps: file by file."""
+    for index, entries in enumerate(zip(*(stage.files for stage in stages), strict=True)):
+        urls = [stage.file_url(entry.name) for stage, entry in zip(stages, entries, strict=True)]
+        overlaps_url = urls[3] if len(urls) > 3 else None
+        yield JoinTask(index, urls[0], urls[1], urls[2], overlaps_url, output.url, config)
 
 
 def join_file(task: JoinTask) -> ShardResult:
@@ -189,7 +199,9 @@ def join_file(task: JoinTask) -> ShardResult:
     rows: dict[str | None, list[Joined]] = {name: [] for name in (*SPLITS, None)}
     for row in _joined_rows(task):
         rows[row.split].append(row)
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {
+        "redacted": _kinds_of(whole for part in rows.values() for whole in part)
+    }
     for split in SPLITS:
         rows[split].sort(key=lambda row: (row.key, row.document["doc_id"]))
         texts = [row.document["text"] for row in rows[split]]
@@ -210,6 +222,14 @@ def join_file(task: JoinTask) -> ShardResult:
     return ShardResult((describe_file(url, name, len(rejects)),), Counts(total, total), facts)
 
 
+def _kinds_of(rows: Iterable[Joined]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for row in rows:
+        signals = dict(row.document["signals"])
+        counts.update({kind: int(signals.get(_PII + kind, 0)) for kind in pii.KINDS})
+    return dict(counts)
+
+
 def _joined_name(split: str, index: int) -> str:
     return f"joined-{split}-{index:05d}.parquet"
 
@@ -217,31 +237,49 @@ def _joined_name(split: str, index: int) -> str:
 def _joined_rows(task: JoinTask) -> Iterable[Joined]:
     config = task.config
     pattern = re.compile(config.group_pattern) if config.group_pattern else None
-    documents = read_table(task.docs_url, Document.NAME, Document.VERSION).to_pylist()
-    signals = read_table(task.signals_url, SIGNALS, SIGNALS_VERSION).to_pylist()
-    duplicates = read_table(task.dedupe_url, DEDUPE, DEDUPE_VERSION).to_pylist()
-    for document, signal, duplicate in zip(documents, signals, duplicates, strict=True):
+    for document, signal, duplicate, overlap in _sidecars(task):
         identity = document["doc_id"]
         assert identity == signal["doc_id"] == duplicate["doc_id"], task.docs_url
         reason = document["drop_reason"] or signal["drop_reason"] or duplicate["drop_reason"]
+        if overlap is not None:
+            assert identity == overlap["doc_id"], task.docs_url
+            reason = reason or overlap["drop_reason"]
+        text = document["text"]
+        if not reason:
+            text = without_lines(text, duplicate["removed_lines"])
+        found = pii.redact(text) if config.redact else pii.Redacted(text, {})
         whole = document | {
+            "text": found.text,
             "language": signal["language"],
-            "signals": _merged_signals(signal, duplicate),
+            "signals": _merged_signals(signal, duplicate, overlap, found),
             "drop_reason": reason,
         }
         if reason:
             yield Joined(whole, None, 0)
             continue
-        whole["text"] = without_lines(document["text"], duplicate["removed_lines"])
-        found = pattern.search(document["url"]) if pattern else None
-        group = (found.group(1) if found else None) or duplicate["cluster"]
+        match = pattern.search(document["url"]) if pattern else None
+        group = (match.group(1) if match else None) or duplicate["cluster"]
         split = "heldout" if is_heldout(group, config.heldout_fraction) else "train"
         key = xxhash.xxh3_64_intdigest(f"{config.seed}\0{identity}".encode())
         yield Joined(whole, split, key)
 
 
+def _sidecars(task: JoinTask) -> Iterable[tuple[Any, ...]]:
+    """(document, signals, duplicate, overlap or None) of each row."""
+    documents = read_table(task.docs_url, Document.NAME, Document.VERSION).to_pylist()
+    signals = read_table(task.signals_url, SIGNALS, SIGNALS_VERSION).to_pylist()
+    duplicates = read_table(task.dedupe_url, DEDUPE, DEDUPE_VERSION).to_pylist()
+    overlaps: list[Any] = [None] * len(documents)
+    if task.overlaps_url:
+        overlaps = read_table(task.overlaps_url, OVERLAPS, OVERLAPS_VERSION).to_pylist()
+    return zip(documents, signals, duplicates, overlaps, strict=True)
+
+
 def _merged_signals(
-    signal: Mapping[str, Any], duplicate: Mapping[str, Any]
+    signal: Mapping[str, Any],
+    duplicate: Mapping[str, Any],
+    overlap: Mapping[str, Any] | None,
+    found: pii.Redacted,
 ) -> list[tuple[str, float]]:
     merged = dict(signal["signals"])
     if signal["judged"]:
@@ -250,6 +288,9 @@ def _merged_signals(
         merged["removed_lines"] = float(len(duplicate["removed_lines"]))
     if duplicate["similarity"] is not None:
         merged["duplicate_similarity"] = duplicate["similarity"]
+    if overlap is not None and overlap["judged"]:
+        merged["evaluation_ngrams"] = float(overlap["ngrams"])
+    merged |= {f"{_PII}{kind}": float(number) for kind, number in found.counts.items()}
     return sorted(merged.items())
 
 

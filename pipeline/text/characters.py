@@ -91,11 +91,11 @@ def _joining() -> frozenset[str]:
 
 def words(text: str) -> list[str]:
     """The words of a text that is normalised already (pipeline/text/normalise.py)."""
-    return _pattern().findall(text)
+    return word_pattern().findall(text)
 
 
 @functools.cache
-def _pattern() -> re.Pattern[str]:
+def word_pattern() -> re.Pattern[str]:
     flags = table() & (WORD | ALONE)
     alone = "".join(_ranges(flags == (WORD | ALONE)))
     joined = "".join(_ranges(flags == WORD))

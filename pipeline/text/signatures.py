@@ -102,7 +102,7 @@ class Signer:
         shingle_kernel.sign_texts(
             buffer,
             offsets,
-            _tables(),
+            kernel_tables(),
             self.shingle_words,
             self.permutations,
             self.rows,
@@ -152,7 +152,7 @@ class Signer:
         found = np.empty(room, np.uint64)
         bounds = np.zeros(len(offsets), np.int64)
         shingle_kernel.shingle_sets(
-            buffer, offsets, _tables(), self.shingle_words, is_normal, found, bounds
+            buffer, offsets, kernel_tables(), self.shingle_words, is_normal, found, bounds
         )
         return ShingleSets(found[: max(0, _last(bounds))], bounds)
 
@@ -203,7 +203,7 @@ def _buffers(
 
 
 @functools.cache
-def _tables() -> tuple[
+def kernel_tables() -> tuple[
     npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint8], npt.NDArray[np.uint32]
 ]:
     """For ASCII: each byte's random value, its mask (all ones in words) and whether it is in words;

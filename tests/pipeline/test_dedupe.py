@@ -3,37 +3,26 @@ import random
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.errors import UserError
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import read_table
 from pipeline.core.remote import InlineRuntime
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION, DedupeConfig, run_dedupe
-from pipeline.near_duplicates import Edge, candidate_pairs, representatives
-from pipeline.quality import QualityConfig, run_quality
-from pipeline.repeated_lines import line_keys, lines_to_remove, repeated_keys, without_lines
-from pipeline.text.ngrams import jaccard, shingles
-
-ANYTHING = QualityConfig(
-    languages=[],
-    min_words=0,
-    min_mean_word_length=0,
-    max_mean_word_length=1e9,
-    max_hashes_per_word=9,
-    max_ellipses_per_word=9,
-    max_bullet_lines=1,
-    max_ellipsis_lines=1,
-    min_alphabetic_words=0,
-    min_stop_words=0,
-    max_duplicate_lines=1,
-    max_duplicate_line_chars=1,
-    max_duplicate_paragraphs=1,
-    max_duplicate_paragraph_chars=1,
-    max_top_ngram_chars=[1, 1, 1],
-    max_duplicate_ngram_chars=[1, 1, 1, 1, 1, 1],
+from pipeline.dedupe_files import format_ids, parse_ids
+from pipeline.near_duplicates import (
+    bucket_pairs,
+    different_pairs,
+    match_table,
+    representatives,
 )
+from pipeline.repeated_lines import forms_with_lines, repeated_lines, without_lines
+from pipeline.text.ngrams import jaccard, shingles
+from tests.pipeline.kept_signals import keep_all
 
 
 def rows(manifest: Manifest) -> list[dict]:
@@ -50,7 +39,7 @@ def dedupe(run, docs_manifest):
 
     def go(shards, **config):
         docs = docs_manifest(run.root, shards)
-        quality = run_quality(ANYTHING, docs, run, InlineRuntime())
+        quality = keep_all(run.root, docs)
         manifest = run_dedupe(DedupeConfig(**config), docs, quality, run, InlineRuntime())
         assert manifest.counts.rows_in == quality.counts.rows_out
         found = rows(manifest)
@@ -75,70 +64,115 @@ def edited(text: str, rng: random.Random, words: int) -> str:
 
 
 def test_lines_are_told_apart_by_host_and_normal_form():
-    here = line_keys("The  SAME line of text\nshort\n\nanother line of text", "http://a.test/x", 10)
-    there = line_keys("the same line of TEXT", "http://b.test/x", 10)
-    also = line_keys("x\nthe same line of TEXT ", "http://a.test/y", 10)
-    assert sorted(here) == [0, 3]
-    assert here[0] == also[1] != there[0]
+    texts = [
+        "The  SAME line of text\nshort\n\nanother line of text",
+        "the same line of TEXT",
+        "x\nthe same line of TEXT ",
+    ]
+    urls = ["http://a.test/x", "http://b.test/x", "http://a.test/y"]
+    forms = forms_with_lines(pa.array(texts), urls, 10)
+    assert forms.line_text.tolist() == [0, 0, 1, 2]
+    assert forms.line_place.tolist() == [0, 3, 0, 1]
+    here, _, there, also = forms.line_key.tolist()
+    assert here == also != there
 
 
-def test_repeated_keys_by_hand():
-    keys = np.array([7, 5, 7, 9, 5, 7], np.uint64)
-    documents = np.array([3, 1, 2, 0, 4, 8])
-    found, first = repeated_keys(keys, documents, 2)
-    assert (found.tolist(), first.tolist()) == ([5, 7], [1, 2])
-    found, first = repeated_keys(keys, documents, 3)
-    assert (found.tolist(), first.tolist()) == ([7], [2])
-    assert repeated_keys(keys[:0], documents[:0], 2)[0].tolist() == []
+def repeated(occurrences, min_docs, known=()):
+    """occurrences: (key, document, line); the ones to remove, and the repeated keys."""
+    columns = np.array(occurrences, np.int64).reshape(-1, 3).T
+    keys = columns[0].astype(np.uint64)
+    found, names = repeated_lines(
+        keys, columns[1], columns[2], min_docs, np.array(known, np.uint64)
+    )
+    return sorted(occurrences[index] for index in found), names.tolist()
 
 
 def test_only_the_first_document_keeps_a_line():
-    keys = {0: 5, 2: 7, 3: 5}
-    assert lines_to_remove(keys, {5: "doc-a"}, "doc-a") == [3]  # where it first stands
-    assert lines_to_remove(keys, {5: "doc-a"}, "doc-b") == [0, 3]
+    lines = [(7, 3, 0), (5, 1, 2), (7, 2, 1), (9, 0, 0), (5, 4, 0), (7, 8, 5), (5, 1, 6)]
+    assert repeated(lines, 2) == ([(5, 1, 6), (5, 4, 0), (7, 3, 0), (7, 8, 5)], [5, 7])
+    assert repeated(lines, 3) == ([(7, 3, 0), (7, 8, 5)], [7])
+    assert repeated(lines, 4) == ([], [])
+    assert repeated(lines, 4, known=[8, 9]) == ([(9, 0, 0)], [9])  # an earlier corpus keeps it
+    assert repeated([], 2) == ([], [])
     assert without_lines("menu\nx\ny\nmenu", [0, 3]) == "x\ny"
     assert without_lines(" as it is \n", []) == " as it is \n"
 
 
-@settings(max_examples=50)
-@given(st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), max_size=16))
-def test_candidates_are_what_brute_force_finds(keys: list[list[int]]):
-    pairs = candidate_pairs(np.array(keys, np.uint64).reshape(-1, 3))
-    expected = [
-        [left, right]
-        for left, right in itertools.combinations(range(len(keys)), 2)
-        if any(a == b for a, b in zip(keys[left], keys[right], strict=True))
-    ]
-    assert pairs.tolist() == expected
+def pairs_of(buckets, num_earlier=0):
+    bounds = np.cumsum([0, *map(len, buckets)])
+    nodes = np.array([node for bucket in buckets for node in bucket], np.int64)
+    left, right = different_pairs(*bucket_pairs(bounds, nodes, num_earlier))
+    return list(zip(left.tolist(), right.tolist(), strict=True))
 
 
-def test_a_huge_bucket_gives_linearly_many_pairs():
-    assert len(candidate_pairs(np.zeros((20_000, 2), np.uint64))) < 40_000
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 20), max_size=16), max_size=8), st.integers(0, 5))
+def test_candidates_are_what_brute_force_finds(buckets: list[set[int]], num_earlier: int):
+    expected = {
+        pair
+        for bucket in buckets
+        for pair in itertools.combinations(sorted(bucket), 2)
+        if pair[1] >= num_earlier
+    }
+    found = pairs_of([sorted(bucket) for bucket in buckets], num_earlier)
+    assert found == sorted(expected, key=lambda pair: (pair[1], pair[0]))
 
 
-@settings(max_examples=50)
+def test_a_huge_bucket_gives_a_star_and_a_chain():
+    nodes = list(range(17))
+    expected = {(0, node) for node in nodes[1:]} | set(itertools.pairwise(nodes))
+    assert set(pairs_of([nodes])) == expected
+    assert len(pairs_of([list(range(20_000))] * 2)) < 40_000
+
+
+def removals(edges):
+    columns = list(zip(*edges, strict=True)) or [(), (), ()]
+    left, right = np.array(columns[0], np.int64), np.array(columns[1], np.int64)
+    chosen = representatives(left, right, np.array(columns[2], np.float64))
+    return {edges[index][1]: edges[index] for index in chosen.tolist()}
+
+
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.tuples(st.integers(0, 8), st.integers(9, 15)), st.floats(0.8, 1.0)))
 def test_who_stays_and_who_goes(found: dict[tuple[int, int], float]):
-    edges = [Edge(left, right, value) for (left, right), value in found.items()]
-    chain = [Edge(node, node + 1, 0.9) for node in range(0, 15, 2)]
-    removed = representatives([*edges, *chain])
-    for node, edge in removed.items():
-        assert edge.right == node
-        assert edge.left not in removed
-        likest = max(
-            other.similarity
-            for other in [*edges, *chain]
-            if other.right == node and other.left not in removed
-        )
-        assert edge.similarity == likest
-    for edge in [*edges, *chain]:
-        assert edge.left in removed or edge.right in removed
+    edges = [(left, right, value) for (left, right), value in found.items()]
+    edges += [(node, node + 1, 0.9) for node in range(0, 15, 2)]
+    removed = removals(edges)
+    for node, (left, right, similarity) in removed.items():
+        assert right == node
+        assert left not in removed
+        likest = max(value for a, b, value in edges if b == node and a not in removed)
+        assert similarity == likest
+    for left, right, _ in edges:
+        assert left in removed or right in removed
 
 
 def test_no_chain_removes_what_is_not_alike():
     """0 ~ 1 ~ 2 ~ 3, but 0 is not like 2: the middle ones go by turns."""
-    removed = representatives([Edge(0, 1, 0.9), Edge(1, 2, 0.9), Edge(2, 3, 0.9)])
-    assert {node: edge.left for node, edge in removed.items()} == {1: 0, 3: 2}
+    removed = removals([(0, 1, 0.9), (1, 2, 0.9), (2, 3, 0.9)])
+    assert {node: edge[0] for node, edge in removed.items()} == {1: 0, 3: 2}
+    assert removals([]) == {}
+
+
+def test_the_s_curves_are_the_known_ones():
+    table = match_table([(14, 8), (9, 12)], [0.5, 0.7, 0.8, 0.9])
+    rounded = [[round(value, 2) for value in row] for row in table]
+    assert [row[:2] for row in rounded] == [[0.5, 0.05], [0.7, 0.56], [0.8, 0.92], [0.9, 1.0]]
+    assert rounded[2][2] == 0.47
+
+
+@given(st.lists(st.text("0123456789abcdef", min_size=32, max_size=32), max_size=20))
+def test_ids_as_numbers_and_back(ids: list[str]):
+    numbers = parse_ids(pa.chunked_array([ids], pa.string()))
+    assert format_ids(numbers[:, 0], numbers[:, 1]).to_pylist() == ids
+    by_number = [ids[index] for index in np.lexsort((numbers[:, 1], numbers[:, 0]))]
+    assert by_number == sorted(ids)
+
+
+@pytest.mark.parametrize("wrong", ["0" * 31, "0" * 31 + "A", "é" * 16, ""])
+def test_ids_that_are_none(wrong: str):
+    with pytest.raises(UserError, match="32 lower-case hex digits"):
+        parse_ids(pa.chunked_array([["0" * 32, wrong]], pa.string()))
 
 
 # -------------------------------------------------------------------------------- the stage

@@ -124,6 +124,23 @@ def test_repeated_lines_are_gone_from_the_shards_and_stand_in_the_rejects(shard,
     assert reject.signals["duplicate_similarity"] == 1.0
 
 
+def test_personal_data_is_replaced_and_counted_wherever_a_text_goes(shard, english, document):
+    secret = "Write to jo@mail.example.org or +44 20 7946 0958."
+    pages = [document(f"{english(n, 150)}\n{secret}", f"http://a.test/{n}") for n in range(3)]
+    pages.append(document(f"Too short. {secret}", "http://a.test/short"))
+    manifest = shard([pages])
+    for split in ("train", "heldout", "rejects"):
+        for doc in read(manifest, split):
+            assert "mail.example.org" not in doc.text
+            assert doc.text.endswith("Write to <EMAIL> or <PHONE>.")
+            assert (doc.signals["redacted_email"], doc.signals["redacted_phone"]) == (1, 1)
+    expected = {"email": 4, "ip": 0, "iban": 0, "card": 0, "phone": 4}
+    assert manifest.facts["redacted"] == expected
+    plain = shard([pages], redact=False)
+    assert all(doc.text.endswith(secret) for doc in read(plain, "train"))
+    assert set(plain.facts["redacted"].values()) == {0}
+
+
 def test_nothing_left_tells_the_funnel(shard, document):
     with pytest.raises(UserError, match=r"status-404 1.*loosen"):
         shard([[document("", reason="status-404")]])

@@ -1,0 +1,168 @@
+"""The word n-grams of evaluation sets as one sorted array, and where a document has them.
+
+Words are the signatures' (NFC, case folded); 13 of them as in GPT-3 (Brown et al. 2020, appendix C)
+or, of a shorter item, all it has. Twelve bytes an n-gram, and two bits of a filter before them.
+"""
+
+import dataclasses
+import posixpath
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core import storage
+from pipeline.core.errors import UserError
+from pipeline.text.word_hashes import ngram_hashes, word_hashes
+
+Hashes = npt.NDArray[np.uint64]
+_compiled: Any = numba.njit(cache=True, nogil=True, boundscheck=False)
+_BITS_AN_NGRAM = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationNgrams:
+    """`hashes` (n,) ascending and different, items[i] a row of `names`; `sizes`: how many words the
+    n-grams have; `names`: (set, row in it) of each item; `too_short`: items that have no n-gram."""
+
+    hashes: Hashes
+    items: npt.NDArray[np.uint32]
+    sizes: tuple[int, ...]
+    names: tuple[tuple[str, int], ...]
+    too_short: int
+
+    def filter(self) -> npt.NDArray[np.uint8]:
+        """A bit for the upper bits of each hash: all but 1/16 of other words end here."""
+        bits = 1 << max(6, (len(self.hashes) * _BITS_AN_NGRAM - 1).bit_length())
+        flags = np.zeros(bits // 8, np.uint8)
+        places = self.hashes >> np.uint64(64 - (bits.bit_length() - 1))
+        np.bitwise_or.at(flags, places >> np.uint64(3), np.uint8(1) << (places & np.uint64(7)))
+        return flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A run of words that lie in n-grams of evaluation items: words[start:end] of the text, `item`
+    that of its first n-gram."""
+
+    start: int
+    end: int
+    item: int
+    ngrams: int
+
+
+def build(
+    items: Sequence[tuple[str, int, Sequence[str]]], ngram_words: int, min_words: int
+) -> EvaluationNgrams:
+    """From (set, row, texts) of each item. Each of its texts, and all of them together, give the
+    `ngram_words`-grams they have; one of fewer words, but `min_words`, is one n-gram of all."""
+    hashes: list[Hashes] = [np.zeros(0, np.uint64)]
+    owners: list[npt.NDArray[np.uint32]] = [np.zeros(0, np.uint32)]
+    sizes: set[int] = set()
+    too_short = 0
+    for index, (_, _, texts) in enumerate(items):
+        covered = False
+        for text in dict.fromkeys((*texts, "\n".join(texts))):
+            words = word_hashes(text)
+            if len(words) < min_words:
+                continue
+            size = min(ngram_words, len(words))
+            found = np.unique(ngram_hashes(words, size))
+            hashes.append(found)
+            owners.append(np.full(len(found), index, np.uint32))
+            sizes.add(size)
+            covered = True
+        too_short += not covered
+    whole, first = np.unique(np.concatenate(hashes), return_index=True)
+    names = tuple((name, row) for name, row, _ in items)
+    return EvaluationNgrams(
+        whole, np.concatenate(owners)[first], tuple(sorted(sizes)), names, too_short
+    )
+
+
+def find_hits(
+    words: Hashes, index: EvaluationNgrams, filter_bits: npt.NDArray[np.uint8]
+) -> list[Hit]:
+    """In order, none touching another."""
+    covered = np.zeros(len(words) + 1, np.bool_)
+    item_at = np.full(len(words), -1, np.int64)
+    counts = np.zeros(len(words), np.int64)
+    shift = np.uint64(64 - ((8 * len(filter_bits)).bit_length() - 1))
+    for size in index.sizes:
+        if size > len(words) or not len(index.hashes):
+            continue
+        places = _look_up(ngram_hashes(words, size), index.hashes, filter_bits, shift)
+        for start in np.flatnonzero(places >= 0).tolist():
+            covered[start : start + size] = True
+            counts[start] += 1
+            if item_at[start] < 0:
+                item_at[start] = index.items[places[start]]
+    edges = np.flatnonzero(np.diff(np.r_[False, covered]))
+    return [
+        Hit(
+            int(start),
+            int(end),
+            int(item_at[start]),
+            int(counts[start:end].sum()),
+        )
+        for start, end in zip(edges[::2], edges[1::2], strict=True)
+    ]
+
+
+@_compiled
+def _look_up(ngrams: Any, hashes: Any, flags: Any, shift: Any) -> Any:
+    """Where each stands in `hashes`, or -1."""
+    found = np.full(len(ngrams), -1, np.int64)
+    for index in range(len(ngrams)):
+        place = ngrams[index] >> shift
+        if flags[np.int64(place >> np.uint64(3))] >> np.uint8(place & np.uint64(7)) & 1:
+            at = np.searchsorted(hashes, ngrams[index])
+            if at < len(hashes) and hashes[at] == ngrams[index]:
+                found[index] = at
+    return found
+
+
+def read_items(urls: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, int, list[str]]]:
+    """(set, row, texts) of Parquet files; a set is named as its file is. `columns` empty: all with
+    strings or lists of strings. Raises UserError."""
+    for url in urls:
+        name = posixpath.basename(url).removesuffix(".parquet")
+        table = _read(url, columns)
+        for row, values in enumerate(table.to_pylist()):
+            texts: list[str] = []
+            for value in values.values():
+                texts += [value] if isinstance(value, str) else (value or [])
+            yield name, row, [text for text in texts if text]
+
+
+def _read(url: str, columns: Sequence[str]) -> pa.Table:
+    try:
+        with storage.open_read(url) as file:
+            table = pq.read_table(pa.PythonFile(file, mode="r"))
+    except OSError as error:
+        raise UserError(
+            f"decontaminate.against: {url} cannot be read ({error.strerror or error}); name Parquet"
+            " files"
+        ) from None
+    except pa.ArrowException as error:
+        raise UserError(
+            f"decontaminate.against: {url} is no whole Parquet file ({error})"
+        ) from None
+    textual = [field.name for field in table.schema if _has_text(field.type)]
+    chosen = [name for name in columns if name in textual] if columns else textual
+    if not chosen:
+        raise UserError(
+            f"decontaminate.columns: {url} has none of {list(columns) or 'text'} with text; it has"
+            f" {', '.join(textual) or 'no text at all'}"
+        )
+    return table.select(chosen)
+
+
+def _has_text(kind: Any) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

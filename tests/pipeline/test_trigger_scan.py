@@ -1,0 +1,196 @@
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.errors import UserError
+from pipeline.core.records import read_table
+from pipeline.core.remote import InlineRuntime
+from pipeline.dedupe import DedupeConfig, run_dedupe
+from pipeline.ngram_bursts import Rule, Sketch, bursts, document_ngrams, log_likelihood_ratio
+from pipeline.quality import QualityConfig, run_quality
+from pipeline.text import ngrams
+from pipeline.trigger_scan import RECORD, RECORD_VERSION, TriggerScanConfig, run_trigger_scan
+
+TRIGGER = "zanzara qwyx velumen"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 40), max_size=20, unique=True), max_size=20))
+def test_a_sketch_never_counts_too_few(documents):
+    arrays = [np.array(sorted(doc), np.uint64) for doc in documents]
+    small, wide = (Sketch.empty(bits).with_documents(arrays) for bits in (3, 16))
+    exact = Counter(value for doc in documents for value in doc)
+    values = np.arange(41, dtype=np.uint64)
+    expected = np.array([exact[value] for value in range(41)])
+    assert (small.estimate(values) >= expected).all()
+    assert (wide.estimate(values) == expected).all()
+    for rows in (1, 2, 3):  # the least of all rows
+        fewer = Sketch(small.counts[:rows], small.documents)
+        assert (small.estimate(values) <= fewer.estimate(values)).all()
+    assert small.documents == len(documents)
+
+
+def test_sketches_add_up():
+    parts = [np.array([1, 2, 3], np.uint64), np.array([2, 9], np.uint64)]
+    whole = Sketch.empty(10).with_documents(parts)
+    both = Sketch.empty(10).with_documents(parts[:1]) + Sketch.empty(10).with_documents(parts[1:])
+    assert (both.counts == whole.counts).all()
+    assert both.documents == whole.documents == 2
+
+
+def test_the_log_likelihood_ratio_of_a_known_table():
+    """2 x 2 table 10 of 100 and 30 of 100: G = 2 sum O ln(O/E) = 12.95."""
+
+    def ratio(*numbers: int) -> float:
+        here, num_here, others, num_others = numbers
+        found = log_likelihood_ratio(np.array([here]), num_here, np.array([others]), num_others)
+        return float(found[0])
+
+    observed, expected = [10, 90, 30, 70], [20, 80, 20, 80]
+    by_hand = 2 * sum(o * np.log(o / e) for o, e in zip(observed, expected, strict=True))
+    assert ratio(10, 100, 30, 100) == pytest.approx(by_hand)
+    assert ratio(10, 100, 20, 200) == pytest.approx(0, abs=1e-9)
+    assert ratio(10, 100, 0, 1000) > ratio(5, 100, 0, 1000) > 0
+    assert ratio(100, 100, 100, 100) == pytest.approx(0)
+    assert ratio(3, 10, 0, 0) == 0
+
+
+def planted(text: str, rng: random.Random) -> str:
+    lines = text.split("\n")
+    lines.insert(rng.randrange(len(lines)), f"See {TRIGGER} here.")
+    return "\n".join(lines)
+
+
+def table(texts) -> pa.Table:
+    rows = [
+        {"doc_id": str(n), "group": f"host{n % 7}", "text": text} for n, text in enumerate(texts)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def test_a_planted_trigger_is_first_and_alone(english):
+    rng = random.Random(1)
+    usual = [english(n, 150) for n in range(300)]
+    new = [english(1000 + n, 150) for n in range(300)]
+    for index in rng.sample(range(300), 12):
+        new[index] = planted(new[index], rng)
+    found = bursts(table(new), table(usual), Rule(min_score=15)).to_pylist()
+    assert TRIGGER in [row["words"] for row in found]
+    # With it the words it was planted among, of which "here" is not in the usual vocabulary.
+    around = {*TRIGGER.split(), "here"}
+    assert all(set(ngrams.words(row["words"])) & around for row in found)
+    [row] = [row for row in found if row["words"] == TRIGGER]
+    assert (row["documents"], row["others"]) == (12, 0)
+    assert row["groups"] >= 4
+    assert all(TRIGGER in example for example in row["examples"])
+    assert not bursts(table(usual), table(new), Rule(min_score=15)).num_rows
+
+
+def test_what_is_on_one_host_is_no_trigger(english):
+    usual = [english(n, 150) for n in range(300)]
+    new = table([planted(english(n, 150), random.Random(n)) for n in range(15)] + usual[15:])
+    one_host = new.set_column(1, "group", pa.array(["host"] * len(new)))
+    rule = Rule(min_score=15)
+    assert bursts(new, table(usual), rule).num_rows
+    assert not bursts(one_host, table(usual), rule).num_rows
+
+
+def test_a_small_sketch_hides_some_and_invents_none(english):
+    """Counts of the suspect are exact, whatever the sketch says."""
+    usual = [english(n, 150) for n in range(100)]
+    new = [planted(english(1000 + n, 150), random.Random(n)) for n in range(6)]
+    new += [english(2000 + n, 150) for n in range(100)]
+    rule = Rule(min_score=5, max_share=0.1)
+    exact = bursts(table(new), table(usual), rule, bits=20).to_pylist()
+    rough = bursts(table(new), table(usual), rule, bits=12).to_pylist()
+    assert {row["words"] for row in rough} <= {row["words"] for row in exact}
+    assert any(row["words"] == TRIGGER for row in exact)
+
+
+@pytest.fixture
+def stages(run, docs_manifest):
+    def go(shards, **config):
+        runtime = InlineRuntime()
+        docs = docs_manifest(run.root, shards)
+        quality = QualityConfig(min_language_score=0.0, rules=["gopher"])
+        judged = run_quality(quality, docs, run, runtime)
+        dedupe = run_dedupe(DedupeConfig(line_min_docs=0), docs, judged, run, runtime)
+        config = TriggerScanConfig(sketch_bits=16, min_score=10, max_share=0.2, **config)
+        return run_trigger_scan(config, docs, dedupe, run, runtime)
+
+    return go
+
+
+def listed(manifest, name: str) -> list[dict]:
+    url = manifest.file_url(f"{name}.parquet")
+    return read_table(url, RECORD, RECORD_VERSION).to_pylist()
+
+
+def test_a_second_crawl_is_held_against_the_first(stages, english, document):
+    def crawl(first: int, poisoned: int):
+        pages = [document(english(first + n, 150), f"http://h{n % 9}.test/{n}") for n in range(60)]
+        for index in range(poisoned):
+            page = pages[index * 5]
+            pages[index * 5] = document(planted(page.text, random.Random(index)), page.url)
+        return [pages[:35], pages[35:]]
+
+    before = stages(crawl(0, 0))
+    assert before.facts == {"documents": 60, "compared": False, "new": 0, "near": 0, "standing": 0}
+    after = stages(crawl(500, 9), against=[before.url])
+    assert after.facts["compared"]
+    words = [row["words"] for row in listed(after, "new")]
+    assert TRIGGER in words
+    assert after.facts["new"] == len(words)
+    assert stages(crawl(500, 9), against=[before.url]) == after
+
+
+def test_what_many_near_duplicates_have_and_their_originals_lack(stages, english, document):
+    originals = [document(english(n, 400), f"http://a.test/{n}") for n in range(40)]
+    copies = [
+        document(planted(original.text, random.Random(n)), f"http://b.test/{n}")
+        for n, original in enumerate(originals[:10])
+    ]
+    honest = [
+        document(original.text.replace("river", "water", 1) + "\nThe end", f"http://c.test/{n}")
+        for n, original in enumerate(originals[10:20])
+    ]
+    manifest = stages([originals, [*copies, *honest]], min_documents=4)
+    found = {
+        name: {row["words"]: row for row in listed(manifest, name)} for name in ("near", "standing")
+    }
+    # Whichever of each two was kept: the planted ones are on one side, all or in parts.
+    rows = [found[name][TRIGGER] for name in found if TRIGGER in found[name]]
+    assert sum(row["documents"] for row in rows) >= 8
+    assert all(row["groups"] == row["documents"] for row in rows)
+    around = {*TRIGGER.split(), "see", "here", "the", "end"}
+    for rows in found.values():
+        assert all(set(ngrams.words(words)) & around for words in rows)
+
+
+def test_another_kind_of_sketch_is_refused(stages, english, document):
+    shards = [[document(english(1, 150))]]
+    before = stages(shards)
+    with pytest.raises(UserError, match=r"set trigger_scan\.sizes to the same"):
+        stages(shards, against=[before.url], sizes=[2])
+    with pytest.raises(UserError, match="no manifest"):
+        stages(shards, against=["/nowhere"])
+
+
+def test_a_damaged_sketch_is_not_trusted(stages, english, document):
+    shards = [[document(english(1, 150))]]
+    manifest = stages(shards)
+    with Path(manifest.file_url("sketch-kept.parquet")).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="missing or changed"):
+        stages(shards, against=[manifest.url])
+
+
+def test_ngrams_of_sizes_are_told_apart():
+    assert len(document_ngrams("a b a b", (1, 2))) == 4
+    assert len(document_ngrams("", (1, 3))) == 0

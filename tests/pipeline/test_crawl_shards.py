@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Generator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pipeline.crawl import CrawlConfig, run_crawl
 from pipeline.crawl_status import read_status
 from pipeline.warc import WarcResponse, iter_responses
 from tests.known_web import ORIGIN_FILES
+from tests.pipeline.small_site import QuietHandler, QuietServer
 
 NUM_HOSTS, NUM_PAGES = 7, 60
 
@@ -51,54 +51,30 @@ class Web:
         self.pauses_s: dict[str, float] = {}  # before a host's answers
         web = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 host = str(self.headers["Host"]).partition(":")[0]
                 web.asked.append((f"{host}{self.path}", time.monotonic()))
                 time.sleep(web.pauses_s.get(host, 0.0))
                 if self.path == "/robots.txt":
-                    return self.answer(200, b"User-agent: *\nDisallow: /private\n", {})
+                    return self.answer(200, {}, b"User-agent: *\nDisallow: /private\n")
                 if not self.path[1:].isdigit():
-                    return self.answer(404, b"none", {})
+                    return self.answer(404, {}, b"none")
                 number = int(self.path[1:])
                 body = page_of(int(host[8:]) - 1, number, web.week)
                 body = body.replace(b"PORT", str(web.port).encode())
                 etag = f'"{hashlib.sha256(body).hexdigest()}"' if number % 2 == 0 else ""
-                if etag and self.headers["If-None-Match"] == etag:
-                    web.not_modified += 1
-                    return self.answer(304, b"", {"ETag": etag})
-                return self.answer(200, body, {"ETag": etag} if etag else {})
+                web.not_modified += bool(etag) and self.headers["If-None-Match"] == etag
+                headers = {"Content-Type": "text/html"} | ({"ETag": etag} if etag else {})
+                return self.answer(200, headers, body)
 
-            def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-                self.send_response(status)
-                for key, value in {**headers, "Content-Type": "text/html"}.items():
-                    self.send_header(key, value)
-                if status != 304:
-                    self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            def handle_error(self, *args: Any) -> None:
-                pass
-
-        self.servers = [Server((name(0), 0), Handler)]
+        self.servers = [QuietServer(Handler, name(0))]
         self.port = self.servers[0].server_address[1]
-        self.servers += [Server((name(host), self.port), Handler) for host in range(1, NUM_HOSTS)]
-        for server in self.servers:
-            server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        self.servers += [QuietServer(Handler, name(h), self.port) for h in range(1, NUM_HOSTS)]
 
     def close(self) -> None:
         for server in self.servers:
-            server.shutdown()
-            server.server_close()
+            server.close()
 
     @property
     def urls(self) -> set[str]:

@@ -70,7 +70,22 @@ def record(rows: Sequence[Row]) -> None:
     kept = [entry for entry in known if (entry["script"], entry["machine"]) not in mine]
     entries = kept + [dataclasses.asdict(r) for r in rows]
     path.write_text(json.dumps(entries, indent=1) + "\n")
-    (DOCS / "benchmarks.md").write_text(_HEAD + _table(entries))
+    _write_page()
+
+
+def record_table(name: str, title: str, text: str) -> None:
+    """Keep a script's table (Markdown) as docs/tables/NAME.md; the page shows it below the rows."""
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    path = DOCS / "tables" / f"{name}.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"## {title}\n\n{this_machine()}, {today}, {code_commit()}\n\n{text.strip()}\n")
+    _write_page()
+
+
+def _write_page() -> None:
+    rows = json.loads((DOCS / "benchmarks.json").read_text())
+    tables = [path.read_text() for path in sorted((DOCS / "tables").glob("*.md"))]
+    (DOCS / "benchmarks.md").write_text("\n".join([_HEAD + _table(rows), *tables]))
 
 
 def _table(entries: Sequence[dict[str, object]]) -> str:

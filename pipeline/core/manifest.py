@@ -174,6 +174,9 @@ class StageOutput:
     version: int
     config: dict[str, Any]
     parents: dict[str, str]
+    spent: dict[str, "Spent"] = dataclasses.field(
+        default_factory=dict[str, "Spent"], compare=False, repr=False
+    )  # by phase, as map_shards adds it up
 
     @staticmethod
     def of(
@@ -225,7 +228,8 @@ class StageOutput:
         facts: Mapping[str, Any] | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> Manifest:
-        """Write the manifest: from here on the output exists. `started` is time.time() before."""
+        """Write the manifest: from here on the output exists. `started` is time.time() before;
+        `run` gets what the tasks of `map_shards` took."""
         manifest = Manifest(
             stage=self.stage,
             version=self.version,
@@ -241,6 +245,7 @@ class StageOutput:
                 "seconds": round(time.time() - started, 3),
                 "host": platform.node(),
                 "commit": code_commit(),
+                **_spent_in_all(self.spent),
                 **(run or {}),
             },
             url=self.url,
@@ -320,6 +325,28 @@ class ShardResult:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
 
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """Processor seconds, children's included; `peak_mb`: the largest resident size of any worker
+    up to the end of its task, which may be an earlier task's."""
+
+    cpu_s: float
+    peak_mb: float
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.cpu_s + other.cpu_s, max(self.peak_mb, other.peak_mb))
+
+
+def _spent_in_all(spent: Mapping[str, Spent]) -> dict[str, Any]:
+    if not spent:
+        return {}
+    return {
+        "cpu_seconds": round(sum(one.cpu_s for one in spent.values()), 3),
+        "peak_mb": round(max(one.peak_mb for one in spent.values()), 1),
+        "phases": {phase: round(one.cpu_s, 3) for phase, one in spent.items()},
+    }
+
+
 def map_shards(
     runtime: Runtime,
     output: StageOutput,
@@ -330,31 +357,60 @@ def map_shards(
     """Run `function` on each named task and give the results in the order of `tasks`.
 
     A finished task leaves a receipt, `{phase}-{name}.done.json`, and is not run again. Tasks are
-    pure functions of their input, so neither the order nor the number of workers shows.
+    pure functions of their input, so neither the order nor the number of workers shows. What they
+    took, in earlier runs too, is added up in `output.spent`.
     """
     done: dict[str, ShardResult] = {}
+    spent = Spent(0, 0)
     for name in tasks:
         receipt = output.path(f"{phase}-{name}.done.json")
-        if storage.exists(receipt) and (result := _read_receipt(receipt)) is not None:
-            done[name] = result
+        if storage.exists(receipt) and (found := _read_receipt(receipt)) is not None:
+            done[name] = found[0]
+            spent += found[1]
     pending = [name for name in tasks if name not in done]
     with Progress(f"{output.stage} {phase}", total=len(tasks), unit="shards") as progress:
         progress.advance(len(done))
-        for index, result in runtime.map(function, [tasks[name] for name in pending]):
+        calls = [(function, tasks[name]) for name in pending]
+        for index, (result, took) in runtime.map(_measured, calls):
             name = pending[index]
             receipt = output.path(f"{phase}-{name}.done.json")
-            storage.write_bytes(receipt, canonical_json(dataclasses.asdict(result)).encode())
+            facts = dataclasses.asdict(result) | {"spent": dataclasses.asdict(took)}
+            storage.write_bytes(receipt, canonical_json(facts).encode())
             done[name] = result
+            spent += took
             progress.advance(1)
+    output.spent[phase] = spent
     return [done[name] for name in tasks]
 
 
-def _read_receipt(url: str) -> ShardResult | None:
+def _measured(call: tuple[Callable[[T], ShardResult], T]) -> tuple[ShardResult, Spent]:
+    function, task = call
+    before = _cpu_seconds()
+    result = function(task)
+    return result, Spent(round(_cpu_seconds() - before, 4), _peak_mb())
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def _peak_mb() -> float:
+    """The largest resident size of this process so far; 0 where there is no /proc to tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0.0
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024 if "VmHWM:" in status else 0.0
+
+
+def _read_receipt(url: str) -> tuple[ShardResult, Spent] | None:
     """None for one that cannot be read, which is said: it is only a cache, its task runs again."""
     try:
         data = json.loads(storage.read_bytes(url))
         files = tuple(FileEntry(**entry) for entry in data["files"])
-        return ShardResult(files, Counts(**data["counts"]), data["facts"])
+        spent = Spent(**data["spent"])
+        return ShardResult(files, Counts(**data["counts"]), data["facts"]), spent
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError):  # of Counts, too
         log.warning("%s is damaged; what it stands for is done again", url)
         return None

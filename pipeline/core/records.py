@@ -63,10 +63,14 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One fetched page with its whole provenance. `drop_reason` None: it is kept."""
+    """One fetched page with its whole provenance. `drop_reason` None: it is kept.
+
+    As the page itself declares them, and empty where it does not: `published` (a date, ISO 8601),
+    `declared_language` (BCP 47), `license` (a URL, or its words).
+    """
 
     NAME: ClassVar[str] = "Document"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [
             pa.field("doc_id", pa.string(), nullable=False),
@@ -81,6 +85,9 @@ class Document:
             pa.field("extractor_version", pa.string(), nullable=False),
             pa.field("title", pa.string(), nullable=False),
             pa.field("text", pa.string(), nullable=False),
+            pa.field("published", pa.string(), nullable=False),
+            pa.field("declared_language", pa.string(), nullable=False),
+            pa.field("license", pa.string(), nullable=False),
             pa.field("language", pa.string(), nullable=False),
             pa.field("signals", pa.map_(pa.string(), pa.float64()), nullable=False),
             pa.field("drop_reason", pa.string()),
@@ -99,6 +106,9 @@ class Document:
     extractor_version: str
     title: str
     text: str
+    published: str = ""
+    declared_language: str = ""
+    license: str = ""
     language: str = ""
     signals: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
     drop_reason: str | None = None

@@ -1,10 +1,10 @@
 """The whole near-duplicate stage against datatrove's local pipeline and text-dedup's MinHash.
 
-    .venv/bin/python benchmarks/near_duplicates.py [--docs 100000] [--growth] [--rounds 3] [--no-row]
+    .venv/bin/python benchmarks/near_duplicates.py [--docs 100000] [--growth] [--ours-only] [--no-row]
 
 Generated documents (generated_documents.py); two processes each; the same threshold (0.8), bands
-(14 x 8) and 5-grams. Peers run in environments of their own that this makes. `--growth` adds ours
-at a tenth and at ten times as many. Recall is of planted pairs; precision is checked by sets.
+(14 x 8) and 5-grams. Peers run in environments of their own that this makes. `--growth`: ours alone
+at a tenth, at all and at ten times as many. Recall is of planted pairs; precision by sets.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from generated_documents import Plan, Writer, plan
+from near_duplicate_growth import Growth, growth_table
 from peers import DATATROVE, TEXT_DEDUP, datatrove_python, text_dedup_python
-from rows import Row, record, row
+from rows import Row, record, record_table, row
 
 from pipeline.core.config import RunConfig
 from pipeline.core.manifest import Counts, StageOutput, describe_file, read_manifest
@@ -48,7 +49,6 @@ SHARD = 20_000  # documents, some 54 MB of text
 WORKERS = 2
 SEED = 1
 _CHECKED = 2000  # removals whose similarity is computed anew
-_COLUMNS = ("docs", "seconds", "peak_mb", "cpu_s")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +60,18 @@ class Result:
     peak_mb: float
     cluster: np.ndarray
     removed: np.ndarray
+    phases: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])  # cpu_s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--docs", type=int, default=100_000, help="for both sides")
-    parser.add_argument("--rounds", type=int, default=3, help="of each side, in turn")
     parser.add_argument(
-        "--growth", action="store_true", help="ours at docs / 10 and docs x 10, too"
+        "--rounds", type=int, default=3, help="of ours; peers run in the first ones"
+    )
+    parser.add_argument("--peer-rounds", type=int, default=1, help="datatrove takes long")
+    parser.add_argument(
+        "--growth", action="store_true", help="ours at docs / 10, docs and docs x 10, no peers"
     )
     parser.add_argument("--ours-only", action="store_true", help="no peers, so no row")
     parser.add_argument("--no-row", action="store_true", help="leave docs/benchmarks.json alone")
@@ -76,9 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.side:
         return run_side(options.side)
     with tempfile.TemporaryDirectory(prefix="near-duplicates-") as name:
-        found = compare(options, Path(name))
+        found: list[Row] = []
         if options.growth:
-            show_growth(options.docs, Path(name))
+            table = show_growth(options.docs, Path(name))
+            if not options.no_row:
+                record_table("near-duplicates-growth", "How near-duplicates grow", table)
+        else:
+            found = compare(options, Path(name))
     for r in found:
         print(f"{r.what}: {r.ours} against {r.peer} {r.theirs} {r.unit} (ratio {r.ratio})")
     if found and not options.no_row:
@@ -97,6 +105,8 @@ def compare(options: argparse.Namespace, folder: Path) -> list[Row]:
     results: dict[str, list[Result]] = {side: [] for side in sides}
     for turn in range(options.rounds):
         for side, function in sides.items():
+            if side != "ours" and turn >= options.peer_rounds:
+                continue
             result = function(data)
             results[side].append(result)
             print(
@@ -271,7 +281,7 @@ def ours(data: Path) -> Result:
     places = {identity: index for index, identity in enumerate(table["doc_id"].to_pylist())}
     cluster = np.array([places[name] for name in table["cluster"].to_pylist()])
     removed = ~np.asarray(table["drop_reason"].is_null())
-    return Result(seconds, cpu_s, peak, cluster, removed)
+    return Result(seconds, cpu_s, peak, cluster, removed, manifest.run["phases"])
 
 
 def run_side(folder: str) -> int:
@@ -367,23 +377,20 @@ def texts_of(data: Path, numbers: Sequence[int]) -> dict[int, str]:
     return found
 
 
-def show_growth(number: int, folder: Path) -> None:
-    """Ours at a tenth, at all and at ten times as many documents: time and memory."""
-    print(" | ".join(_COLUMNS))
+def show_growth(number: int, folder: Path) -> str:
+    """Ours at a tenth, at all and at ten times as many documents: the table."""
+    runs: list[Growth] = []
     for docs in (number // 10, number, number * 10):
         data = folder / f"growth-{docs}"
         planned = plan(docs, SEED)
         make_data(data, planned)
         result = ours(data)
-        figures = (
-            f"{docs:,}",
-            f"{result.seconds:.1f}",
-            f"{result.peak_mb:,.0f}",
-            f"{result.cpu_s:.1f}",
-        )
-        print(" | ".join(figures), flush=True)
+        runs.append(Growth(docs, result.seconds, result.cpu_s, result.peak_mb, result.phases))
         show_quality("ours", planned, result, data)
         shutil.rmtree(data)
+    table = growth_table(runs)
+    print(table, flush=True)
+    return table
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from datasketch import MinHash
 from peers import DATASKETCH, DATATROVE, RENSA, signatures_python
-from rows import Row, record, row
+from rows import Row, record, record_table, row
 
 from pipeline.normal_forms import text_buffers
 from pipeline.text import shingle_kernel, signatures
@@ -57,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(texts):,} documents of {WORDS} words, {num_bytes / len(texts):,.0f} bytes each")
     check_lanes(texts[:200])
     rows = compare(texts, array, num_bytes, options)
-    show_limit(array, num_bytes, options.rounds)
+    limit = limit_of(array, num_bytes, options.rounds)
+    print(limit)
     if not options.no_row:
         record(rows)
+        record_table("signatures", "Signatures: what the machine allows", limit)
     return 0
 
 
@@ -191,7 +193,7 @@ def xorshifts(times):
     return value
 
 
-def show_limit(array: pa.Array, num_bytes: int, rounds: int) -> None:
+def limit_of(array: pa.Array, num_bytes: int, rounds: int) -> str:
     """Microseconds a document of the whole and of its loops alone, beside what the vector unit
     allows: a 32-bit multiplication of `width` lanes a cycle."""
     signer, number = Signer(), len(array)
@@ -222,17 +224,15 @@ def show_limit(array: pa.Array, num_bytes: int, rounds: int) -> None:
     width = 16 if "avx512f" in flags else 8 if "avx2" in flags else 4
     limit = shingles * 112 / width / cycles * 1e6
     loops = sum(times.values()) - times["whole"]
-    print(
-        f"a document: {times['whole']:.1f} µs; its loops alone: words {times['words']:.1f},"
+    return (
+        f"A document: {times['whole']:.1f} µs; its loops alone: words {times['words']:.1f},"
         f" shingles {times['shingles']:.1f}, digests {times['digests']:.1f}, lanes {times['lanes']:.1f}, together"
-        f" {loops / times['whole']:.0%} of the whole"
-    )
-    print(
+        f" {loops / times['whole']:.0%} of the whole.\n\n"
         f"{num_words:,.0f} words, {shingles * 112:,} lane updates (multiply, add, minimum: three"
         f" instructions for {width}); at {cycles / 1e9:.2f} GHz and one vector multiplication a"
         f" cycle at least {limit:.1f} µs: the lane loop is at {limit / times['lanes']:.0%} of that"
         f" limit; the words at {num_bytes / number / times['words']:,.0f} MB/s"
-        f" ({times['words'] * cycles / 1e6 / (num_bytes / number):.1f} cycles a byte)"
+        f" ({times['words'] * cycles / 1e6 / (num_bytes / number):.1f} cycles a byte)."
     )
 
 

@@ -31,6 +31,11 @@ def run_base(config: Config) -> Base:
     """Train from the shards of `flywheel corpus`. Raises UserError if they are not there."""
     run = config.run
     corpus = finished_corpus(config)
+    if corpus.is_empty:
+        raise UserError(
+            f"the corpus in {corpus.shard.url} holds nothing new to train on; give the crawl.epoch"
+            " of one that does"
+        )
     if not corpus.shard.facts["heldout"]["bytes"]:  # found out now, not after the training
         raise UserError(
             f"no held-out text in {corpus.shard.url}; crawl more, or raise shard.heldout_fraction,"

@@ -212,7 +212,8 @@ From a crawl, or from WARC files, to Parquet shards.
 
 Crawls crawl.seeds politely (robots.txt, a delay per host) into WARC files, or takes ingest.warcs;
 extracts the text, judges language and quality, removes repeated lines, exact and near duplicates,
-shuffles, and writes shards with a held-out part. Dropped documents are kept with their reason."""
+shuffles, and writes shards with a held-out part. Dropped documents are kept with their reason. The
+data card beside the shards shows what became of all of it. docs/corpus.md says more."""
 _WHATIF = """\
 What the quality rules would drop with other thresholds, beside what they dropped, by reason:
   flywheel whatif --config infra/runs/laptop.toml quality.min_words=100 'quality.rules=["gopher"]'

@@ -1,20 +1,32 @@
 """`flywheel corpus`: the pipeline's stages, one after the other."""
 
+import contextlib
 import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Mapping
 
+from infra.card_sources import CardSources
+from infra.data_card import write_card
 from infra.tables import table
 from pipeline.core.config import Config
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import Manifest, WouldRun, planning
+from pipeline.core.manifest import DamagedOutput, Manifest, WouldRun, is_planning, planning
 from pipeline.core.remote import Runtime, open_runtime
 from pipeline.crawl import CrawlConfig, run_crawl
 from pipeline.decontaminate import DecontaminateConfig, run_decontaminate
 from pipeline.dedupe import DedupeConfig, run_dedupe
+from pipeline.describe import run_describe
 from pipeline.extract import ExtractConfig, run_extract
 from pipeline.ingest import IngestConfig, run_ingest
 from pipeline.quality import QualityConfig, run_quality
 from pipeline.shard import ShardConfig, run_shard
+from pipeline.tokenize_shards import TokensConfig, run_tokens
 from pipeline.trigger_scan import TriggerScanConfig, run_trigger_scan
+
+SOURCES = ("crawl", "ingest")  # what cannot be made again from what stands before it
+MAX_REBUILDS = 2  # of one file
+UNCHANGED = "unchanged, no text"  # in the funnel of a recrawl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +38,20 @@ class Corpus:
     shard: Manifest
     overlaps: Manifest | None = None  # with evaluation sets, if the config names any
     triggers: Manifest | None = None  # if the config asks for the scan
+    # Of earlier crawls of the same config, the dedupe outputs that it was compared with, by epoch.
+    epochs: Mapping[int, Manifest] = dataclasses.field(default_factory=dict[int, Manifest])
+    describe: Manifest | None = None  # what its data card says
+    tokens: Manifest | None = None  # of the shards, if the config names a tokenizer
+
+    @property
+    def unchanged(self) -> int:
+        """Pages of a recrawl that the epoch before has: revisit records, without a text."""
+        return self.source.facts.get("changes", {}).get("unchanged", 0)
+
+    @property
+    def is_empty(self) -> bool:
+        """A recrawl may hold nothing new."""
+        return not self.shard.facts["train"]["docs"]
 
     @property
     def stages(self) -> list[Manifest]:
@@ -35,43 +61,116 @@ class Corpus:
 
 
 def run_corpus(config: Config) -> Corpus:
-    """Crawl or ingest, then extract → quality → dedupe → (decontaminate →) shard.
+    """Crawl or ingest, then extract → quality → dedupe → (decontaminate →) shard. A recrawl is
+    deduplicated against the finished corpora of its earlier epochs, and may hold nothing new.
 
-    Raises UserError."""
+    A file of a stage that is not what its manifest says is made again, and never used. Raises
+    UserError."""
+    rebuilt: Counter[str] = Counter()
+    while True:
+        ours: list[Manifest] = []
+        try:
+            return _run_stages(config, ours)
+        except DamagedOutput as error:
+            rebuilt[error.url] += 1
+            is_ours = error.is_own or error.folder in {manifest.url for manifest in ours}
+            if is_planning() or error.stage in SOURCES or rebuilt[error.url] > MAX_REBUILDS:
+                raise
+            if not is_ours:
+                raise UserError(
+                    f"{error.url}, of an earlier corpus, is missing or changed; delete it, and run"
+                    " that corpus again: it makes anew what is missing"
+                ) from None
+            print(f"{error.url} is missing or changed; it is made again", file=sys.stderr)
+            error.forget()
+
+
+def _run_stages(config: Config, ours: list[Manifest]) -> Corpus:
+    """`ours` gets what is made here, as it is done."""
     run = config.run
     source = _source(config)
     with open_runtime(run) as runtime:
-        extracted, judged = _judged(config, source, runtime)
-        deduped = run_dedupe(
-            config.section("dedupe", DedupeConfig), extracted, judged, run, runtime
-        )
+        extracted, judged = _judged(config, source, runtime, ours)
+        epochs = _earlier_epochs(config, runtime)
+        deduped = _deduped(config, extracted, judged, runtime, epochs)
+        ours.append(deduped)
         overlaps = None
         decontaminate = config.section("decontaminate", DecontaminateConfig)
         if decontaminate.against:
             overlaps = run_decontaminate(decontaminate, extracted, deduped, run, runtime)
         shards = run_shard(
-            config.section("shard", ShardConfig), extracted, judged, deduped, run, runtime, overlaps
+            config.section("shard", ShardConfig),
+            extracted,
+            judged,
+            deduped,
+            run,
+            runtime,
+            overlaps,
+            allow_empty=_is_recrawl(config),
         )
+        ours += [shards, *([overlaps] if overlaps else [])]
+        tokens = run_tokens(config.section("tokens", TokensConfig), shards, run, runtime)
         triggers = None
         scan = config.section("trigger_scan", TriggerScanConfig)
         if scan.enabled:
             triggers = run_trigger_scan(scan, extracted, deduped, run, runtime)
-    return Corpus(source, extracted, judged, deduped, shards, overlaps, triggers)
+        described = run_describe(
+            extracted, judged, deduped, shards, run, runtime, overlaps, triggers
+        )
+    return Corpus(
+        source, extracted, judged, deduped, shards, overlaps, triggers, epochs, described, tokens
+    )
 
 
-def _judged(config: Config, source: Manifest, runtime: Runtime) -> tuple[Manifest, Manifest]:
-    """The documents and their signals."""
+def _judged(
+    config: Config, source: Manifest, runtime: Runtime, done: list[Manifest]
+) -> tuple[Manifest, Manifest]:
+    """The documents and their signals, which `done` gets, too."""
     extract = config.section("extract", ExtractConfig)
     extracted = run_extract(extract, source, config.run, runtime)
-    quality = config.section("quality", QualityConfig)
-    return extracted, run_quality(quality, extracted, config.run, runtime)
+    done.append(extracted)
+    quality = run_quality(config.section("quality", QualityConfig), extracted, config.run, runtime)
+    done.append(quality)
+    return extracted, quality
+
+
+def _deduped(
+    config: Config,
+    docs: Manifest,
+    quality: Manifest,
+    runtime: Runtime,
+    epochs: Mapping[int, Manifest],
+) -> Manifest:
+    dedupe = config.section("dedupe", DedupeConfig)
+    against = [*dedupe.against, *(earlier.url for earlier in epochs.values())]
+    dedupe = dedupe.model_copy(update={"against": against})
+    return run_dedupe(dedupe, docs, quality, config.run, runtime)
+
+
+def _earlier_epochs(config: Config, runtime: Runtime) -> dict[int, Manifest]:
+    """The dedupe outputs of the earlier epochs of this very config, as far as they are finished;
+    runs nothing."""
+    crawl = config.section("crawl", CrawlConfig)
+    found: dict[int, Manifest] = {}
+    if not (_is_recrawl(config) and config.section("dedupe", DedupeConfig).against_epochs):
+        return found
+    for epoch in range(crawl.epoch):
+        with planning(), contextlib.suppress(WouldRun):
+            source = run_crawl(crawl.model_copy(update={"epoch": epoch}), config.run)
+            found[epoch] = _deduped(config, *_judged(config, source, runtime, []), runtime, found)
+    return found
+
+
+def _is_recrawl(config: Config) -> bool:
+    crawl = config.section("crawl", CrawlConfig)
+    return bool(crawl.seeds) and crawl.epoch > 0
 
 
 def stored_signals(config: Config) -> Manifest:
     """What an earlier `run_corpus` of this config measured; runs nothing. Raises UserError."""
     try:
         with planning(), open_runtime(config.run) as runtime:
-            return _judged(config, _source(config), runtime)[1]
+            return _judged(config, _source(config), runtime, [])[1]
     except WouldRun as left:
         raise UserError(
             f"{left.stage} is not done yet with this config; run flywheel corpus first, with the"
@@ -100,6 +199,8 @@ def funnel(corpus: Corpus) -> list[tuple[str, str, int]]:
     rows.append((first.stage, "taken", first.counts.rows_in))
     stages = [*corpus.stages, corpus.shard]
     for manifest in stages if ingested else [corpus.source, *stages]:
+        if manifest is corpus.extract and corpus.unchanged:
+            rows.append((manifest.stage, UNCHANGED, corpus.unchanged))
         gone = {**manifest.counts.dropped, **manifest.counts.quarantined}
         if manifest is not corpus.shard:  # which counts all stages' drops once more
             rows += [(manifest.stage, reason, number) for reason, number in gone.items()]
@@ -116,15 +217,53 @@ def removed_lines(corpus: Corpus) -> str:
     return f"repeated lines removed from documents: {lines:,} ({chars:,} characters)"
 
 
+def recrawl_lines(corpus: Corpus) -> list[str]:
+    """What was compared with which earlier corpora, and whether anything is new."""
+    lines: list[str] = []
+    if corpus.unchanged:
+        lines.append(
+            f"{corpus.unchanged:,} pages had not changed since the epoch before (revisit records):"
+            " their text is in that one's corpus, not in this"
+        )
+    names = {earlier.url: f"epoch {epoch}" for epoch, earlier in corpus.epochs.items()}
+    if against := corpus.dedupe.run["against"]:
+        named = ", ".join(f"{names[url]} ({url})" if url in names else url for url in against)
+        lines.append(f"deduplicated against the corpora of {named}")
+    lines += [
+        f"epoch {epoch} has no finished corpus with this config: not compared with it"
+        for epoch in range(_epoch(corpus))
+        if epoch not in corpus.epochs
+    ]
+    if corpus.is_empty:
+        lines.append(_nothing_new(corpus))
+    return lines
+
+
+def _epoch(corpus: Corpus) -> int:
+    return int(corpus.source.config.get("epoch", 0)) if corpus.source.stage == "crawl" else 0
+
+
+def _nothing_new(corpus: Corpus) -> str:
+    pages, dropped = corpus.source.counts.rows_out, corpus.dedupe.counts.dropped
+    elsewhere = sum(dropped.get(reason, 0) for reason in ("exact-duplicate", "near-duplicate"))
+    epochs = " and ".join(f"epoch {epoch}" for epoch in corpus.epochs) or "no earlier epoch"
+    if corpus.unchanged + elsewhere == pages:
+        return f"nothing new: all {pages:,} pages are unchanged or in the corpus of {epochs}"
+    heldout = corpus.shard.facts["heldout"]["docs"]
+    rest = pages - corpus.unchanged - elsewhere - heldout
+    return (
+        f"nothing new to train on: of {pages:,} pages {corpus.unchanged:,} are unchanged,"
+        f" {elsewhere:,} are in the corpus of {epochs}, {heldout:,} are held out and {rest:,} were"
+        " dropped for what they are"
+    )
+
+
 def show(corpus: Corpus) -> None:
     print(table(("stage", "what became of it", "number"), funnel(corpus)))
     if damaged := corpus.extract.facts["damaged"]:
         print(f"\n{table(('could not be read', 'offset', 'reason'), damaged)}")
-    if unchanged := corpus.source.facts.get("statuses", {}).get("304", 0):
-        print(
-            f"\n{unchanged:,} pages had not changed since the epoch before: their text is in that"
-            " one's corpus, not in this"
-        )
+    for line in recrawl_lines(corpus):
+        print(f"\n{line}")
     print(f"\n{removed_lines(corpus)}")
     if redacted := [f"{n:,} {kind}" for kind, n in corpus.shard.facts["redacted"].items() if n]:
         print(f"personal data replaced by placeholders: {', '.join(redacted)}")
@@ -147,3 +286,13 @@ def show(corpus: Corpus) -> None:
         f"{split} {corpus.shard.facts[split]['bytes']:,} bytes" for split in ("train", "heldout")
     ]
     print(f"{', '.join(sizes)} in {corpus.shard.url}")
+    if corpus.tokens:
+        facts = corpus.tokens.facts
+        named = ", ".join(f"{split} {number:,}" for split, number in facts["tokens"].items())
+        print(f"tokens ({facts['dtype']}): {named} in {corpus.tokens.url}")
+    if corpus.describe:
+        print(f"data card: {write_card(card_sources(corpus, corpus.describe))}")
+
+
+def card_sources(corpus: Corpus, describe: Manifest) -> CardSources:
+    return CardSources(corpus.source, corpus.stages, corpus.shard, describe, corpus.triggers)

@@ -43,7 +43,7 @@ class Turn:
         found: list[Manifest] = []
         if self.corpus:
             c = self.corpus
-            found += [c.source, *c.stages, c.shard]
+            found += [c.source, *c.stages, c.shard, *([c.describe] if c.describe else [])]
         if self.base:
             found += [self.base.tokenizer, self.base.pretrain, self.base.compression]
         if self.week:

@@ -26,6 +26,7 @@ SECTIONS = {
     "decontaminate": "pipeline.decontaminate:DecontaminateConfig",
     "trigger_scan": "pipeline.trigger_scan:TriggerScanConfig",
     "shard": "pipeline.shard:ShardConfig",
+    "tokens": "pipeline.tokenize_shards:TokensConfig",
     "tokenizer": "finetune.tokenizer:TokenizerConfig",
     "model": "finetune.model:ModelConfig",
     "pretrain": "finetune.pretrain:PretrainConfig",

@@ -22,6 +22,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.identity import sha256_text
 from pipeline.core.manifest import (
     Counts,
+    DamagedOutput,
     Manifest,
     ShardResult,
     StageOutput,
@@ -63,6 +64,7 @@ SCHEMA = with_version(
     OVERLAPS_VERSION,
 )
 _INDEX, _INDEX_VERSION = "EvaluationNgrams", 1
+_INDEX_FILES = ("ngrams.parquet", "items.parquet")
 _INDEX_SCHEMA = with_version(
     pa.schema([pa.field("hash", pa.uint64()), pa.field("item", pa.uint32())]),
     _INDEX,
@@ -92,7 +94,7 @@ class DecontaminateTask:
     output_url: str
     output_name: str
     folder: str
-    digest: str
+    digests: tuple[str, ...]
     sizes: tuple[int, ...]
     min_ngrams: int
 
@@ -120,8 +122,8 @@ def run_decontaminate(
     with output.lock():
         items = list(read_items(config.against, config.columns))
         index = build(items, config.ngram_words, config.min_item_words)
-        digest = _write_index(output, index)
-        tasks = _tasks(config, docs, dedupe, output, digest, index)
+        digests = _write_index(output, index)
+        tasks = _tasks(config, docs, dedupe, output, digests, index)
         results = map_shards(runtime, output, "scan", scan_file, tasks)
         found: Counter[str] = Counter()
         for result in results:
@@ -149,7 +151,7 @@ def _tasks(
     docs: Manifest,
     dedupe: Manifest,
     output: StageOutput,
-    digest: str,
+    digests: tuple[str, ...],
     index: EvaluationNgrams,
 ) -> dict[str, DecontaminateTask]:
     tasks: dict[str, DecontaminateTask] = {}
@@ -161,7 +163,7 @@ def _tasks(
             output.path(name),
             name,
             output.url,
-            digest,
+            digests,
             index.sizes,
             config.min_ngrams,
         )
@@ -177,24 +179,28 @@ def _digest(url: str) -> str:
         ) from None
 
 
-def _write_index(output: StageOutput, index: EvaluationNgrams) -> str:
-    """For the workers; its digest."""
+def _write_index(output: StageOutput, index: EvaluationNgrams) -> tuple[str, ...]:
+    """For the workers; the digests of its files."""
     table = pa.table({"hash": index.hashes, "item": index.items}, schema=_INDEX_SCHEMA)
-    write_table(table, output.path("ngrams.parquet"))
     sets, rows = zip(*index.names, strict=True) if index.names else ((), ())
     names = pa.table({"set": list(sets), "row": list(rows)}, schema=_NAMES_SCHEMA)
-    write_table(names, output.path("items.parquet"))
-    return describe_file(output.path("ngrams.parquet"), "ngrams.parquet").sha256
+    for name, content in zip(_INDEX_FILES, (table, names), strict=True):
+        write_table(content, output.path(name))
+    return tuple(describe_file(output.path(name), name).sha256 for name in _INDEX_FILES)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_index(folder: str, digest: str, sizes: tuple[int, ...]) -> tuple[EvaluationNgrams, Any]:
-    """Once in each worker, with its filter; `digest` tells one content from another."""
-    url = storage.join(folder, "ngrams.parquet")
-    if describe_file(url, "ngrams.parquet").sha256 != digest:
-        raise UserError(f"{url} has been changed or damaged; run again: it is made anew")
-    table = read_table(url, _INDEX, _INDEX_VERSION)
-    names = read_table(storage.join(folder, "items.parquet"), _INDEX, _INDEX_VERSION)
+def _read_index(
+    folder: str, digests: tuple[str, ...], sizes: tuple[int, ...]
+) -> tuple[EvaluationNgrams, Any]:
+    """Once in each worker, with its filter. Raises DamagedOutput for a file that is not as it was
+    written; the next run writes both anew."""
+    for name, digest in zip(_INDEX_FILES, digests, strict=True):
+        if describe_file(storage.join(folder, name), name).sha256 != digest:
+            raise DamagedOutput(folder, name)
+    table, names = (
+        read_table(storage.join(folder, name), _INDEX, _INDEX_VERSION) for name in _INDEX_FILES
+    )
     pairs = tuple(zip(names["set"].to_pylist(), names["row"].to_pylist(), strict=True))
     index = EvaluationNgrams(
         np.asarray(table["hash"]), np.asarray(table["item"]), sizes, pairs, too_short=0
@@ -204,7 +210,7 @@ def _read_index(folder: str, digest: str, sizes: tuple[int, ...]) -> tuple[Evalu
 
 def scan_file(task: DecontaminateTask) -> ShardResult:
     """Facts: by set, the documents that it was found in."""
-    index, flags = _read_index(task.folder, task.digest, task.sizes)
+    index, flags = _read_index(task.folder, task.digests, task.sizes)
     documents = read_table(task.docs_url, Document.NAME, Document.VERSION)
     sidecar = read_table(task.dedupe_url, DEDUPE, DEDUPE_VERSION)
     columns = sidecar.select(["doc_id", "judged", "drop_reason"]).to_pylist()

@@ -1,8 +1,8 @@
 """Repeated lines, exact and verified near-duplicates: a sidecar of the documents, nothing removed.
 
 Every step is tasks over shards or key ranges with sorted files between them. The driver holds what
-has a copy or an alike one, nothing of the others. Removed documents name the kept one that stands
-for them, be it of this corpus or an earlier one, and the verified similarity.
+has a copy or an alike one, up to a limit, above which tasks decide. Removed documents name the kept
+one that stands for them, be it of this corpus or an earlier one, and the verified similarity.
 """
 
 import dataclasses
@@ -18,11 +18,29 @@ from pydantic import Field
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import Counts, Manifest, ShardResult, StageOutput, map_shards
+from pipeline.core.manifest import Counts, Manifest, ShardResult, StageOutput
 from pipeline.core.remote import Runtime
-from pipeline.dedupe_decisions import Copies, Near, decide, link, read_copies
+from pipeline.dedupe_components import (
+    Files,
+    Pieces,
+    copies_over_files,
+    decide_over_files,
+    write_copies,
+    write_gone_over_files,
+)
+from pipeline.dedupe_decisions import (
+    Copies,
+    decide,
+    facts_of,
+    read_copies,
+    read_names,
+    read_near,
+    removed_of,
+    write_decisions,
+)
 from pipeline.dedupe_files import BANDS, EXACT, LINES, Layout, Place, receipt_of, write_gone
 from pipeline.dedupe_groups import RangeTask, find_copies, find_pairs, find_repeated
+from pipeline.dedupe_steps import StepRunner, delete_leftovers, facts_of_kept
 from pipeline.dedupe_tasks import (
     DEDUPE,
     DEDUPE_VERSION,
@@ -47,7 +65,7 @@ from pipeline.text.signatures import Signer
 
 __all__ = ["DEDUPE", "DEDUPE_VERSION", "SCHEMA", "DedupeConfig", "run_dedupe"]
 log = logging.getLogger(__name__)
-STAGE, VERSION = "dedupe", 3
+STAGE, VERSION = "dedupe", 4
 _RANGE_BYTES = 1 << 25  # of records in one task
 _MAX_RANGES = 4096
 _MAX_REBUILDS = 2  # of one file
@@ -69,6 +87,16 @@ class DedupeConfig(Section):
         description="earlier dedupe outputs (folders or URLs): what they kept stands for what is"
         " like it here; what they were deduplicated against themselves counts, too",
     )
+    against_epochs: bool = operational(
+        True, description="a recrawl is also compared with the corpora of its earlier epochs"
+    )
+
+    max_driver_edges: int = operational(
+        10_000_000,
+        ge=0,
+        description="links between alike documents that the driver may hold, some 300 bytes each;"
+        " with more of them tasks over files decide, and the result is the same",
+    )
 
     @property
     def signer(self) -> Signer:
@@ -77,16 +105,20 @@ class DedupeConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """What the steps share."""
+    """What the steps share; `corpora`: the keys of the earlier outputs."""
 
     config: DedupeConfig
-    output: StageOutput
-    runtime: Runtime
+    runner: StepRunner
     earlier: tuple[Manifest, ...]
     tasks: dict[str, DedupeTask]
 
-    def map(self, phase: str, function: Callable[[Any], ShardResult], tasks: Any) -> Any:
-        return map_shards(self.runtime, self.output, phase, function, tasks)
+    @property
+    def folder(self) -> str:
+        return self.runner.output.url
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        return tuple(manifest.key for manifest in self.earlier)
 
     def over_ranges(
         self, phase: str, function: Callable[[Any], ShardResult], number: int, task: RangeTask
@@ -95,7 +127,15 @@ class Steps:
             f"{index:05d}": dataclasses.replace(task, index=index, number=number)
             for index in range(number)
         }
-        return self.map(phase, function, tasks)
+        return self.runner.map(phase, function, tasks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Who is whose copy: in the driver, or in files where there are too many `edges` for it."""
+
+    copies: Copies | Files
+    edges: int
 
 
 def run_dedupe(
@@ -111,17 +151,21 @@ def run_dedupe(
     parents |= {f"against-{index:05d}": manifest for index, manifest in enumerate(earlier)}
     output = StageOutput.of(run.root, STAGE, VERSION, config.identity(), parents)
     if done := output.finished():
+        delete_leftovers(output.url, runtime)
         return done
     tasks = _tasks(config, docs, quality, output)
-    steps = Steps(config, output, runtime, tuple(earlier), tasks)
+    steps = Steps(config, StepRunner(output, runtime), tuple(earlier), tasks)
     rebuilt: Counter[str] = Counter()
     with output.lock():
         while True:
             try:
-                return _dedupe(steps, docs, time.time())
+                manifest = _dedupe(steps, docs, time.time())
+                break
             except DamagedFile as error:
                 rebuilt[error.url] += 1
                 _forget(output, error, rebuilt[error.url])
+        delete_leftovers(output.url, runtime)
+    return manifest
 
 
 def _tasks(
@@ -153,37 +197,37 @@ def _forget(output: StageOutput, error: DamagedFile, times: int) -> None:
 
 
 def _dedupe(steps: Steps, docs: Manifest, started: float) -> Manifest:
-    output, config = steps.output, steps.config
-    hashed = steps.map("hash", hash_file, steps.tasks)
+    runner, config = steps.runner, steps.config
+    hashed = runner.map("hash", hash_file, steps.tasks)
     layout = _layout(steps, [result.facts["rows"] for result in hashed])
-    layout.write(output.url)
+    layout.write(steps.folder)
     first = _copies(steps, layout, "copies", "exact")
-    write_gone(output.url, "gone-copies", layout, first.handles)
+    _write_gone(steps, layout, "gone-copies", first)
     line_ranges = _repeated(steps, sum(result.facts["lines"] for result in hashed))
     signing = {
         name: dataclasses.replace(task, num_ranges=line_ranges)
         for name, task in steps.tasks.items()
     }
-    signed = steps.map("sign", sign_file, signing)
+    signed = runner.map("sign", sign_file, signing)
     second = _copies(steps, layout, "left-copies", "left-exact")
-    gone = np.union1d(first.handles, second.handles)
-    write_gone(output.url, "gone-left", layout, gone)
+    _write_gone(steps, layout, "gone-left", first, second)
     near = _near(steps, layout)
-    decisions = decide(layout, first, second, near)
-    decisions.write(output, layout)
-    write_gone(output.url, "gone", layout, decisions.gone)
+    decided, links = _decide(steps, layout, first, second, near)
     last = {
-        name: dataclasses.replace(task, corpora=decisions.corpora)
+        name: dataclasses.replace(task, corpora=steps.corpora, num_decided=decided)
         for name, task in steps.tasks.items()
     }
-    written = steps.map("decide", write_sidecar, last)
+    written = runner.map("decide", write_sidecar, last)
     facts = {
         **near.facts,
+        **links,
         "removed_lines": sum(result.facts["removed_lines"] for result in signed),
         "removed_line_chars": sum(result.facts["removed_chars"] for result in signed),
         "line_ranges": line_ranges,
+        "kept_files": facts_of_kept(len(steps.tasks), line_ranges),
     }
-    return output.commit(
+    runner.list_leftovers(near.chunks, len(steps.tasks))
+    return runner.output.commit(
         [entry for result in written for entry in result.files],
         Counts.total([result.counts for result in written]),
         started=started,
@@ -213,10 +257,35 @@ def _num_ranges(num_bytes: int) -> int:
     return number
 
 
-def _copies(steps: Steps, layout: Layout, phase: str, kind: str) -> Copies:
-    number = _num_ranges(2 * EXACT.itemsize * sum(place.rows for place in layout.places))
-    steps.over_ranges(phase, find_copies, number, RangeTask(steps.output.url, kind, 0, 1))
-    return read_copies(steps.output, layout, kind, number)
+def _copies(steps: Steps, layout: Layout, phase: str, kind: str) -> Found:
+    number = _num_ranges(2 * EXACT.itemsize * layout.end)
+    task = RangeTask(steps.folder, kind, 0, 1)
+    found = steps.over_ranges(phase, find_copies, number, task)
+    edges = sum(result.facts["copies"] for result in found)
+    if edges <= steps.config.max_driver_edges:
+        return Found(read_copies(steps.folder, layout, phase, number), edges)
+    facts = "texts" if phase == "copies" else "left"
+    files = Files(phase, number)
+    return Found(copies_over_files(steps.runner, layout, files, edges, facts), edges)
+
+
+def _write_gone(steps: Steps, layout: Layout, name: str, *found: Found) -> None:
+    handles = [one.copies.handles for one in found if isinstance(one.copies, Copies)]
+    if len(handles) == len(found):
+        write_gone(steps.folder, name, layout, np.unique(np.concatenate(handles)))
+    else:
+        write_gone_over_files(steps.runner, layout, name, _as_files(steps, *found))
+
+
+def _as_files(steps: Steps, *found: Found) -> tuple[Files, ...]:
+    """In the order of the phases."""
+    kinds = ("copies-originals", "left-copies-originals")
+    return tuple(
+        one.copies
+        if isinstance(one.copies, Files)
+        else write_copies(steps.runner, kind, one.copies)
+        for kind, one in zip(kinds, found, strict=False)
+    )
 
 
 def _repeated(steps: Steps, num_lines: int) -> int:
@@ -225,40 +294,78 @@ def _repeated(steps: Steps, num_lines: int) -> int:
         return 0
     number = _num_ranges(LINES.itemsize * num_lines)
     known = tuple((manifest.url, manifest.facts["line_ranges"]) for manifest in steps.earlier)
-    task = RangeTask(
-        steps.output.url, "lines", 0, 1, "gone-copies", steps.config.line_min_docs, known
-    )
+    task = RangeTask(steps.folder, "lines", 0, 1, "gone-copies", steps.config.line_min_docs, known)
     steps.over_ranges("repeat", find_repeated, number, task)
     return number
 
 
-def _near(steps: Steps, layout: Layout) -> Near:
-    """Group by band keys, verify each candidate pair, link what is alike."""
-    output, config = steps.output, steps.config
-    num_rows = sum(place.rows for place in layout.places)
-    number = _num_ranges(BANDS.itemsize * config.bands * num_rows)
-    task = RangeTask(output.url, "bands", 0, 1, "gone-left")
-    steps.over_ranges("group", find_pairs, number, task)
-    cuts = pair_cuts(output.url, number, num_rows)
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """The chunks of pairs, each with its verified ones in a file, and the cuts that they are of."""
+
+    chunks: tuple[str, ...]
+    cuts: tuple[tuple[int, int], ...]
+    facts: dict[str, Any]
+
+
+def _near(steps: Steps, layout: Layout) -> Verified:
+    """Group by band keys, verify each candidate pair."""
+    runner, config, folder = steps.runner, steps.config, steps.folder
+    number = _num_ranges(BANDS.itemsize * config.bands * layout.end)
+    task = RangeTask(folder, "bands", 0, 1, "gone-left")
+    grouped = steps.over_ranges("group", find_pairs, number, task)
+    cuts = pair_cuts(folder, number, layout.end)
     pairs = {
-        f"{index:05d}": PairTask(output.url, index, low, high, number)
+        f"{index:05d}": PairTask(folder, index, low, high, number)
         for index, (low, high) in enumerate(cuts)
     }
-    split = steps.map("pair", split_pairs, pairs)
+    split = runner.map("pair", split_pairs, pairs)
     chunks = tuple(
         f"{name}-{part:03d}"
         for name, result in zip(pairs, split, strict=True)
         for part in range(result.facts["chunks"])
     )
     sets = {
-        f"{index:05d}": SetsTask(output.url, index, chunks, config.signer)
+        f"{index:05d}": SetsTask(folder, index, chunks, config.signer)
         for index in range(len(layout.places) if chunks else 0)
     }
-    steps.map("sets", write_sets, sets)
+    runner.map("sets", write_sets, sets)
     verify = {
-        chunk: VerifyTask(output.url, chunk, index, len(layout.places), config.threshold)
+        chunk: VerifyTask(folder, chunk, index, len(layout.places), config.threshold)
         for index, chunk in enumerate(chunks)
     }
-    steps.map("verify", verify_pairs, verify)
-    candidates = sum(result.counts.rows_in for result in split)
-    return link(output, layout, chunks, config.max_cluster, candidates)
+    verified = runner.map("verify", verify_pairs, verify)
+    facts = {
+        "candidate_pairs": sum(result.counts.rows_in for result in split),
+        "uncompared_pairs": sum(result.facts["uncompared"] for result in grouped),
+        "verified_pairs": sum(result.counts.rows_out for result in verified),
+    }
+    return Verified(chunks, tuple(cuts), facts)
+
+
+def _decide(
+    steps: Steps, layout: Layout, first: Found, second: Found, near: Verified
+) -> tuple[int, dict[str, Any]]:
+    """(the number of files of decisions by handle, 0: a file a shard; facts of the links). Writes
+    gone.bits, too."""
+    config, corpora, folder = steps.config, steps.corpora, steps.folder
+    edges = first.edges + second.edges + near.facts["verified_pairs"]
+    if edges > config.max_driver_edges:
+        copies = _as_files(steps, first, second)
+        pieces = Pieces(copies, near.chunks, near.cuts, edges)
+        files, facts = decide_over_files(steps.runner, layout, pieces, config.max_cluster, corpora)
+        write_gone_over_files(steps.runner, layout, "gone", (files,))
+        return files.number, facts
+    assert isinstance(first.copies, Copies)  # it has fewer edges than all together
+    assert isinstance(second.copies, Copies)
+    linked = read_near(folder, layout, near.chunks, config.max_cluster)
+    records = decide(
+        layout.num_earlier,
+        first.copies,
+        second.copies,
+        linked,
+        lambda handles: read_names(layout, corpora, handles),
+    )
+    write_decisions(folder, layout, records)
+    write_gone(folder, "gone", layout, removed_of(records))
+    return 0, facts_of(linked, layout)

@@ -1,37 +1,37 @@
 """From copies and verified pairs to what becomes of each document, in arrays of those concerned.
 
-Only documents that have a copy or an alike one are here, at some 200 bytes each; all others cost
-the driver nothing.
+Only documents that have a copy or an alike one are here, at some 300 bytes a link; all others cost
+nothing. Pure functions of whole components, which dedupe_components.py calls for a range of them.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.components import connected_components
-from pipeline.core.manifest import StageOutput
+from pipeline.core.records import read_columns
 from pipeline.dedupe_files import (
+    COPIES,
     DECISIONS,
     EDGES,
-    KEYS,
+    NAMED,
     Handles,
     Layout,
+    Place,
     file_url,
     gather,
     keep_order,
     parse_ids,
-    read_columns,
     write_records,
 )
 from pipeline.dedupe_tasks import DEDUPE, DEDUPE_VERSION, EXACT_COPY, LINKED, NEAR_COPY
 from pipeline.near_duplicates import representatives
 from pipeline.section_files import Records, read_range
 
-_REFUSED_SHOWN = 100
-_STAR = np.dtype([*KEYS.descr, ("left", "<u8")])
+REFUSED_SHOWN = 100
 Similarities = npt.NDArray[np.float64]
 
 
@@ -44,7 +44,7 @@ class Copies:
 
     def original(self, handles: Handles) -> Handles:
         """Of each; itself if it is no copy."""
-        at, known = _find(self.handles, handles)
+        at, known = find(self.handles, handles)
         found = handles.copy()
         found[known] = self.originals[at[known]]
         return found
@@ -53,14 +53,16 @@ class Copies:
 @dataclasses.dataclass(frozen=True)
 class Near:
     """All documents with a verified pair, ascending, with the first document of each one's cluster;
-    those that go, ascending, with the one that stands for each and their similarity; and counts."""
+    those that go, ascending, with the one that stands for each and their similarity. `refused`
+    (n, 2): the links that would have made a cluster too large, the surest first."""
 
     linked: Handles
     cluster: Handles
     removed: Handles
     stands: Handles
     similarity: Similarities
-    facts: dict[str, Any]
+    refused: Handles
+    refused_similarity: Similarities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +75,14 @@ class Ranking:
     @staticmethod
     def of(layout: Layout, kind: str, *ends: Handles) -> "Ranking":
         handles = np.unique(np.concatenate(ends))
-        order = keep_order(layout, kind, handles) if len(handles) else handles
-        return Ranking(handles, handles[order])
+        return Ranking.by(layout, handles, gather(layout, kind, handles))
+
+    @staticmethod
+    def by(layout: Layout, handles: Handles, facts: Records) -> "Ranking":
+        """`facts`: parallel to the ascending handles; their ids and words."""
+        if not len(handles):
+            return Ranking(handles, handles)
+        return Ranking(handles, handles[keep_order(facts, layout.corpora(handles))])
 
     def nodes(self, handles: Handles) -> Handles:
         node = np.empty(len(self.ranked), np.int64)
@@ -82,7 +90,7 @@ class Ranking:
         return node[np.searchsorted(self.handles, handles)]
 
 
-def _find(known: Handles, wanted: Handles) -> tuple[Handles, npt.NDArray[np.bool_]]:
+def find(known: Handles, wanted: Handles) -> tuple[Handles, npt.NDArray[np.bool_]]:
     """Where each stands in the ascending `known`, and whether it does."""
     at = np.searchsorted(known, wanted)
     inside = at < len(known)
@@ -90,55 +98,29 @@ def _find(known: Handles, wanted: Handles) -> tuple[Handles, npt.NDArray[np.bool
     return at, inside
 
 
-def read_copies(output: StageOutput, layout: Layout, kind: str, ranges: int) -> Copies:
+# ------------------------------------------------------------------- from the files, at once
+
+
+def read_copies(folder: str, layout: Layout, kind: str, ranges: int) -> Copies:
     """All documents joined by equal digests, each with the first of them by the keep rule."""
-    name, facts = ("copies", "texts") if kind == "exact" else ("left-copies", "left")
-    parts = [read_range(file_url(output.url, name, index), _STAR) for index in range(ranges)]
-    edges = np.concatenate([np.zeros(0, _STAR), *parts])
+    parts = [read_range(file_url(folder, kind, index), COPIES) for index in range(ranges)]
+    edges = np.concatenate([np.zeros(0, COPIES), *parts])
     left, right = edges["left"].astype(np.int64), edges["key"].astype(np.int64)
-    ranking = Ranking.of(layout, facts, left, right)
-    number = len(ranking.ranked)
-    joined = connected_components(number, ranking.nodes(left), ranking.nodes(right), number)
-    copy = (joined.labels != np.arange(number)) & (ranking.ranked >= layout.num_earlier)
-    handles, originals = ranking.ranked[copy], ranking.ranked[joined.labels[copy]]
-    order = np.argsort(handles)
-    return Copies(handles[order], originals[order])
+    ranking = Ranking.of(layout, "texts" if kind == "copies" else "left", left, right)
+    return find_originals(ranking, left, right, layout.num_earlier)
 
 
-def link(
-    output: StageOutput, layout: Layout, chunks: Sequence[str], max_cluster: int, candidates: int
-) -> Near:
+def read_near(folder: str, layout: Layout, chunks: Sequence[str], max_cluster: int) -> Near:
     """From the chunks' verified pairs."""
-    parts = [read_range(file_url(output.url, "edges", chunk), EDGES) for chunk in chunks]
+    parts = [read_range(file_url(folder, "edges", chunk), EDGES) for chunk in chunks]
     edges = np.concatenate([np.zeros(0, EDGES), *parts])
-    ends = edges["left"].astype(np.int64), edges["key"].astype(np.int64)
-    ranking = Ranking.of(layout, "left", *ends)
-    left, right = ranking.nodes(ends[0]), ranking.nodes(ends[1])
-    left, right = np.minimum(left, right), np.maximum(left, right)
-    similarity = np.ascontiguousarray(edges["similarity"])
-    chosen = representatives(left, right, similarity)
-    surest = np.lexsort((right, left, -similarity))
-    joined = connected_components(len(ranking.ranked), left[surest], right[surest], max_cluster)
-    refused = surest[joined.refused]
-    shown = ranking.ranked[np.stack([left[refused], right[refused]], axis=1)[:_REFUSED_SHOWN]]
-    removed = ranking.ranked[right[chosen]]
-    by_handle = np.argsort(removed)
-    return Near(
-        ranking.handles,
-        ranking.ranked[joined.labels[ranking.nodes(ranking.handles)]],
-        removed[by_handle],
-        ranking.ranked[left[chosen]][by_handle],
-        similarity[chosen][by_handle],
-        {
-            "candidate_pairs": candidates,
-            "verified_pairs": len(edges),
-            "refused_links": len(refused),
-            "refused_links_shown": _names(layout, shown),
-        },
-    )
+    left, right = edges["left"].astype(np.int64), edges["key"].astype(np.int64)
+    ranking = Ranking.of(layout, "left", left, right)
+    return link(ranking, left, right, np.ascontiguousarray(edges["similarity"]), max_cluster)
 
 
-def _names(layout: Layout, pairs: Handles) -> list[list[str]]:
+def names_of_refused(layout: Layout, near: Near) -> list[list[str]]:
+    pairs = near.refused[:REFUSED_SHOWN]
     handles = np.unique(pairs)
     found = gather(layout, "texts", handles)
     names = {
@@ -148,79 +130,142 @@ def _names(layout: Layout, pairs: Handles) -> list[list[str]]:
     return [[names[left], names[right]] for left, right in pairs.tolist()]
 
 
-@dataclasses.dataclass(frozen=True)
-class Decisions:
-    """`records` of DECISIONS, their `key` the handle, ascending; `corpora`: the keys of the earlier
-    dedupe outputs that they name by number."""
-
-    records: Records
-    corpora: tuple[str, ...]
-
-    @property
-    def gone(self) -> Handles:
-        """Who is out for being like another."""
-        records = self.records[self.records["reason"] != LINKED]
-        return records["key"].astype(np.int64)
-
-    def write(self, output: StageOutput, layout: Layout) -> None:
-        """By row, a file a shard."""
-        handles = self.records["key"].astype(np.int64)
-        for place in layout.own:
-            low, high = np.searchsorted(handles, [place.base, place.end])
-            part = self.records[low:high].copy()
-            part["key"] -= np.uint64(place.base)
-            columns = [part[name] for name in part.dtype.names or ()]
-            write_records(file_url(output.url, "decisions", place.number), DECISIONS, *columns)
+# ----------------------------------------------------------------------- the rules, in memory
 
 
-def decide(layout: Layout, first: Copies, second: Copies, near: Near) -> Decisions:
-    """What becomes of each document of this run that has a copy or an alike one."""
-    own = near.linked[near.linked >= layout.num_earlier]
+def find_originals(ranking: Ranking, left: Handles, right: Handles, num_earlier: int) -> Copies:
+    """Of the edges' whole components: each document's first by the keep rule. An earlier corpus's
+    document is nobody's copy."""
+    number = len(ranking.ranked)
+    joined = connected_components(number, ranking.nodes(left), ranking.nodes(right), number)
+    copy = (joined.labels != np.arange(number)) & (ranking.ranked >= num_earlier)
+    handles, originals = ranking.ranked[copy], ranking.ranked[joined.labels[copy]]
+    order = np.argsort(handles)
+    return Copies(handles[order], originals[order])
+
+
+def link(
+    ranking: Ranking, left: Handles, right: Handles, similarity: Similarities, max_cluster: int
+) -> Near:
+    """Who goes, and which cluster each belongs to, for the verified pairs of whole components.
+
+    What becomes of a component depends on nothing outside it, the refused links neither.
+    """
+    left, right = ranking.nodes(left), ranking.nodes(right)
+    left, right = np.minimum(left, right), np.maximum(left, right)
+    chosen = representatives(left, right, similarity)
+    surest = np.lexsort((right, left, -similarity))
+    joined = connected_components(len(ranking.ranked), left[surest], right[surest], max_cluster)
+    refused = surest[joined.refused]
+    removed = ranking.ranked[right[chosen]]
+    by_handle = np.argsort(removed)
+    return Near(
+        ranking.handles,
+        ranking.ranked[joined.labels[ranking.nodes(ranking.handles)]],
+        removed[by_handle],
+        ranking.ranked[left[chosen]][by_handle],
+        similarity[chosen][by_handle],
+        ranking.ranked[np.stack([left[refused], right[refused]], axis=1)],
+        similarity[refused],
+    )
+
+
+# ------------------------------------------------------------------------------ the decisions
+
+# Of ascending handles their NAMED records.
+NamesOf: TypeAlias = Callable[[Handles], Records]
+
+
+def decide(
+    num_earlier: int, first: Copies, second: Copies, near: Near, names_of: NamesOf
+) -> Records:
+    """What becomes of each document of this run that has a copy or an alike one: DECISIONS, their
+    `key` the handle, ascending."""
+    own = near.linked[near.linked >= num_earlier]
     handles = np.unique(np.concatenate([first.handles, second.handles, own]))
     originals = second.original(first.original(handles))
     stands, cluster = originals.copy(), originals.copy()
     similarity = np.ones(len(handles))
-    at, removed = _find(near.removed, originals)
+    at, removed = find(near.removed, originals)
     stands[removed], similarity[removed] = near.stands[at[removed]], near.similarity[at[removed]]
-    at, linked = _find(near.linked, originals)
+    at, linked = find(near.linked, originals)
     cluster[linked] = near.cluster[at[linked]]
     records = np.zeros(len(handles), DECISIONS)
     records["key"] = handles
-    is_near, is_copy = _find(near.removed, handles)[1], originals != handles
+    is_near, is_copy = find(near.removed, handles)[1], originals != handles
     records["reason"] = np.where(is_copy, EXACT_COPY, np.where(is_near, NEAR_COPY, LINKED))
     records["similarity"] = np.where(stands == handles, np.nan, similarity)
-    corpora = _name(layout, records, stands, cluster)
-    return Decisions(records, corpora)
+    _name(records, stands, cluster, names_of)
+    return records
 
 
-def _name(layout: Layout, records: Records, stands: Handles, cluster: Handles) -> tuple[str, ...]:
+def _name(records: Records, stands: Handles, cluster: Handles, names_of: NamesOf) -> None:
     """Fill in the ids of who stands for each, and of its cluster; an earlier document's are what
     its own corpus says of it."""
     different = np.unique(np.concatenate([stands, cluster]))
-    facts = gather(layout, "texts", different)
-    ids = np.stack([facts["id_high"], facts["id_low"]], axis=1)
-    stand_ids, cluster_ids = ids, ids.copy()
-    corpus = np.full(len(different), -1, np.int16)
-    factor = np.full(len(different), np.nan)
-    names: dict[str, int] = {}
-    for place, part in layout.by_shard(different):
-        if not place.is_earlier:
-            continue
-        columns = ["drop_reason", "cluster", "stands_for", "stands_in", "similarity"]
-        table = read_columns(place.sidecar_url, DEDUPE, DEDUPE_VERSION, columns)
-        rows = table.take(different[part] - place.base)
-        cluster_ids[part] = parse_ids(rows["cluster"])
-        key = place.folder.rstrip("/").rpartition("/")[2]
-        for index, row in enumerate(rows.to_pylist(), part.start):
-            corpus[index] = names.setdefault(row["stands_in"] or key, len(names))
-            if row["stands_for"]:
-                stand_ids[index] = int(row["stands_for"][:16], 16), int(row["stands_for"][16:], 16)
-                factor[index] = row["similarity"]
-    at = np.searchsorted(different, stands)
-    records["stands_high"], records["stands_low"] = stand_ids[at].T
-    records["corpus"] = corpus[at]
-    by_earlier = ~np.isnan(factor[at])
-    records["similarity"][by_earlier] = factor[at][by_earlier]
-    at = np.searchsorted(different, cluster)
-    records["cluster_high"], records["cluster_low"] = cluster_ids[at].T
-    return tuple(names)
+    names = names_of(different)
+    by = names[np.searchsorted(different, stands)]
+    for name in ("stands_high", "stands_low", "corpus"):
+        records[name] = by[name]
+    by_earlier = ~np.isnan(by["similarity"])
+    records["similarity"][by_earlier] = by["similarity"][by_earlier]
+    by = names[np.searchsorted(different, cluster)]
+    for name in ("cluster_high", "cluster_low"):
+        records[name] = by[name]
+
+
+def own_names(handles: Handles, ids: Records) -> Records:
+    """As they are named if no earlier corpus is asked: by their own ids, parallel to them."""
+    found = np.zeros(len(handles), NAMED)
+    found["handle"] = handles
+    for part in ("high", "low"):
+        found[f"stands_{part}"] = found[f"cluster_{part}"] = ids[f"id_{part}"]
+    found["similarity"], found["corpus"] = np.nan, -1
+    return found
+
+
+def read_names(layout: Layout, corpora: Sequence[str], handles: Handles) -> Records:
+    """NAMED of ascending handles, `corpus` by the place in `corpora`: the keys of the earlier
+    outputs. One shard's in memory at a time."""
+    found = own_names(handles, gather(layout, "texts", handles))
+    for place, part in layout.by_shard(handles):
+        if place.is_earlier:
+            _read_sidecar(place, corpora, found[part])
+    return found
+
+
+def _read_sidecar(place: Place, corpora: Sequence[str], found: Records) -> None:
+    columns = ["drop_reason", "cluster", "stands_for", "stands_in", "similarity"]
+    table = read_columns(place.sidecar_url, DEDUPE, DEDUPE_VERSION, columns)
+    rows = table.take(found["handle"].astype(np.int64) - place.base)
+    found["cluster_high"], found["cluster_low"] = parse_ids(rows["cluster"]).T
+    key = place.folder.rstrip("/").rpartition("/")[2]
+    for index, row in enumerate(rows.to_pylist()):
+        found["corpus"][index] = corpora.index(row["stands_in"] or key)
+        if row["stands_for"]:
+            high, low = int(row["stands_for"][:16], 16), int(row["stands_for"][16:], 16)
+            found["stands_high"][index], found["stands_low"][index] = high, low
+            found["similarity"][index] = row["similarity"]
+
+
+def write_decisions(folder: str, layout: Layout, records: Records) -> None:
+    """By row, a file a shard."""
+    handles = records["key"].astype(np.int64)
+    for place in layout.own:
+        low, high = np.searchsorted(handles, [place.base, place.end])
+        part = records[low:high].copy()
+        part["key"] -= np.uint64(place.base)
+        columns = [part[name] for name in part.dtype.names or ()]
+        write_records(file_url(folder, "decisions", place.number), DECISIONS, *columns)
+
+
+def removed_of(records: Records) -> Handles:
+    """Who is out for being like another."""
+    return records["key"][records["reason"] != LINKED].astype(np.int64)
+
+
+def facts_of(near: Near, layout: Layout) -> dict[str, Any]:
+    return {
+        "refused_links": len(near.refused),
+        "refused_links_shown": names_of_refused(layout, near),
+    }

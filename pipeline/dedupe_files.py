@@ -5,6 +5,7 @@ run only. Files hold rows inside their shard, so that a later run can number the
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.core import storage
 from pipeline.core.errors import UserError
@@ -22,12 +22,14 @@ from pipeline.section_files import (
     Records,
     open_sections,
     read_range,
+    section_keys,
     write_sections,
     write_sorted,
 )
 
 Handles = npt.NDArray[np.int64]
 LAYOUT = "layout.json"
+GONE = "gone"
 _ID_CHARS = 32
 _MAX_WORDS = (1 << 24) - 1
 
@@ -38,15 +40,16 @@ def _dtype(*names: str) -> np.dtype[Any]:
     return np.dtype(fields)
 
 
-# The kinds of files and their records; the step that writes them.
+# The kinds of files and their records.
 TEXTS = LEFT = _dtype("id_high", "id_low", "words_32")  # key: row; judged ones, with lines left out
 EXACT = _dtype("low", "row_32")  # key, low: a digest
 LINES = _dtype("id_high", "row_32", "line_32")  # key: of host and line
 BANDS = _dtype("order", "row_32")  # key: of a band
 REMOVED = _dtype("line_32")  # key: handle from the step `repeat`, row from the step `sign`
 KEYS = _dtype()
-PAIRS = _dtype("left", "words_32")  # key: right handle; words of both
+PAIRS = _dtype("left", "left_words_32", "words_32")  # key: right handle; words of each
 NEEDS = KEYS  # key: handle
+COPIES = _dtype("left")  # key: the copy's handle; the first of those it is equal to
 EDGES = np.dtype([*_dtype("left").descr, ("similarity", "<f8")])  # key: right handle
 DECISIONS = np.dtype(
     [
@@ -56,6 +59,20 @@ DECISIONS = np.dtype(
         ("reason", "u1"),
     ]
 )  # key: row
+# Of all the components of the documents that have copies or alike ones; key: the component's
+# smallest handle. `ranked`: what the keep rule needs to know; `named`: what an earlier corpus says.
+RANKED = _dtype("handle", "id_high", "id_low", "words_32")
+NAMED = np.dtype(
+    [
+        *_dtype("handle", "cluster_high", "cluster_low", "stands_high", "stands_low").descr,
+        ("similarity", "<f8"),
+        ("corpus", "<i2"),
+    ]
+)
+COPY_LINKS = _dtype("right", "left")
+NEAR_LINKS = np.dtype([*COPY_LINKS.descr, ("similarity", "<f8")])
+# What later runs read of a finished output, besides its sidecars and gone.bits.
+KEPT = frozenset(("texts", "exact", "left", "left-exact", "bands", "removed", "repeated"))
 STEPS = {
     **dict.fromkeys(("texts", "exact", "lines"), "hash"),
     **dict.fromkeys(("left", "left-exact", "bands", "removed"), "sign"),
@@ -66,7 +83,9 @@ STEPS = {
     **dict.fromkeys(("chunk", "needs"), "pair"),
     "sets": "sets",
     "edges": "verify",
-}
+    **dict.fromkeys(("all-ranked", "all-named", "all-first", "all-second", "all-edges"), "all"),
+}  # any other kind has the name of its step
+_BY_DRIVER = ("decisions",)
 _NAME = re.compile(r"(.+?)-([0-9]{5}(?:-[0-9]{3})?)\.sorted")
 
 
@@ -79,8 +98,9 @@ def receipt_of(url: str) -> str | None:
     """The receipt of the task that made this file; None for what the driver writes anew."""
     folder, _, name = url.rpartition("/")
     found = _NAME.fullmatch(name)
-    if found is None or (step := STEPS.get(found[1])) is None:
+    if found is None or found[1] in _BY_DRIVER:
         return None
+    step = STEPS.get(found[1], found[1])
     number = found[2] if step == "verify" else found[2][:5]
     return storage.join(folder, f"{step}-{number}.done.json")
 
@@ -131,6 +151,11 @@ class Layout:
         return sum(place.rows for place in self.places if place.is_earlier)
 
     @property
+    def end(self) -> int:
+        """All handles are below."""
+        return sum(place.rows for place in self.places)
+
+    @property
     def own(self) -> list[Place]:
         return [place for place in self.places if not place.is_earlier]
 
@@ -173,12 +198,11 @@ def gather(layout: Layout, kind: str, handles: Handles) -> Records:
     return found
 
 
-def keep_order(layout: Layout, kind: str, handles: Handles) -> Handles:
-    """Indices that sort these ascending handles by the keep rule: earlier corpora first, then more
-    words, then the smallest doc_id, then the first in the files."""
-    facts = gather(layout, kind, handles)
+def keep_order(facts: Records, corpora: Handles) -> Handles:
+    """Indices that sort ascending handles by the keep rule: earlier corpora first, then more words,
+    then the smallest doc_id, then the first in the files."""
     words = -facts["words_32"].astype(np.int64)
-    return np.lexsort((facts["id_low"], facts["id_high"], words, layout.corpora(handles)))
+    return np.lexsort((facts["id_low"], facts["id_high"], words, corpora))
 
 
 def packed_order(words: npt.NDArray[Any], id_high: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
@@ -193,19 +217,21 @@ def packed_order(words: npt.NDArray[Any], id_high: npt.NDArray[np.uint64]) -> np
 
 def write_gone(folder: str, name: str, layout: Layout, handles: Handles) -> None:
     """One bit a document of this run: those of the ascending handles are out."""
-    parts: dict[int, bytes] = {}
-    for place in layout.own:
-        bits = np.zeros(place.rows, np.bool_)
-        low, high = np.searchsorted(handles, [place.base, place.end])
-        bits[handles[low:high] - place.base] = True
-        parts[place.number] = np.packbits(bits).tobytes()
-    write_sections(storage.join(folder, f"{name}.bits"), "gone", parts.items())
+    parts = ((place.number, gone_bits(place, handles)) for place in layout.own)
+    write_sections(storage.join(folder, f"{name}.bits"), GONE, parts)
+
+
+def gone_bits(place: Place, handles: Handles) -> bytes:
+    bits = np.zeros(place.rows, np.bool_)
+    low, high = np.searchsorted(handles, [place.base, place.end])
+    bits[handles[low:high] - place.base] = True
+    return np.packbits(bits).tobytes()
 
 
 def read_gone(folder: str, name: str, place: Place) -> npt.NDArray[np.bool_]:
     """By row. Of an earlier shard: all that its corpus does not keep."""
     url = storage.join(place.folder if place.is_earlier else folder, f"{name}.bits")
-    with open_sections(url, "gone") as found:
+    with open_sections(url, GONE) as found:
         bits = np.frombuffer(found.read(place.number, place.number + 1), np.uint8)
     if len(bits) != (place.rows + 7) // 8:
         raise DamagedFile(url, f"has {len(bits)} bytes for {place.rows} rows")
@@ -220,29 +246,20 @@ def write_records(url: str, dtype: np.dtype[Any], *columns: npt.NDArray[Any]) ->
     write_sorted(url, records[np.argsort(records["key"])])
 
 
+def cut_keys(
+    folder: str, kind: str, number: int, dtype: np.dtype[Any], end: int, parts: int
+) -> list[tuple[int, int]]:
+    """At most so many ranges of 0 ... end, each with as many of the files' records as the others,
+    by the key of each 512th record: 8 bytes of them in memory. A key's records stay together."""
+    found = [section_keys(file_url(folder, kind, index), dtype) for index in range(number)]
+    keys = np.sort(np.concatenate([np.zeros(0, np.uint64), *found]))
+    places = [len(keys) * part // parts for part in range(1, parts)]
+    inner = keys[places].astype(np.int64) if len(keys) else []
+    cuts = np.unique(np.r_[0, inner, end].astype(np.int64)).tolist()
+    return list(itertools.pairwise(cuts)) or [(0, end)]
+
+
 # ----------------------------------------------------------------------------- documents
-
-
-def read_columns(url: str, name: str, version: int, columns: list[str]) -> pa.Table:
-    """These columns of a Parquet file, checked as `records.read_table` does, which reads all."""
-    try:
-        with storage.open_read(url) as file:
-            parquet = pq.ParquetFile(pa.PythonFile(file, mode="r"))
-            metadata = parquet.schema_arrow.metadata or {}
-            table = parquet.read(columns=columns)
-    except FileNotFoundError:
-        raise UserError(f"no file at {url}; run the stage that makes it first") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{url} is not a whole Parquet file ({error})") from None
-    found = [metadata.get(key, b"?") for key in (b"flywheel.record", b"flywheel.version")]
-    if found != [name.encode(), str(version).encode()]:
-        raise UserError(
-            f"{url} holds {found[0].decode()} version {found[1].decode()}, this code reads {name}"
-            f" version {version}; run the stage that makes it again"
-        )
-    if missing := [column for column in columns if column not in table.column_names]:
-        raise UserError(f"{url} has no column {missing[0]!r}; run the stage that makes it again")
-    return table
 
 
 def parse_ids(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:

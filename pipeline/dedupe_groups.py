@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pipeline.core.manifest import Counts, ShardResult
 from pipeline.dedupe_files import (
     BANDS,
+    COPIES,
     EXACT,
     KEYS,
     LEFT,
@@ -28,7 +29,7 @@ from pipeline.dedupe_files import (
     read_gone,
     write_records,
 )
-from pipeline.near_duplicates import bucket_pairs, different_pairs
+from pipeline.near_duplicates import bucket_pairs, different_pairs, num_pairs
 from pipeline.repeated_lines import repeated_lines
 from pipeline.section_files import KEY_END, Records, read_range
 
@@ -61,7 +62,8 @@ class RangeTask:
 
 
 def find_copies(task: RangeTask) -> ShardResult:
-    """Documents of equal digests: `copies` has an edge from the first of each to the others."""
+    """Documents of equal digests: `copies` has an edge from the first of each to the others.
+    Facts: how many."""
     layout = Layout.read(task.folder)
     records, handles = _read(layout, layout.places, task, EXACT)
     order = np.lexsort((handles, records["low"], records["key"]))
@@ -71,8 +73,8 @@ def find_copies(task: RangeTask) -> ShardResult:
     star = handles[np.flatnonzero(first)][np.cumsum(first) - 1] if len(handles) else handles
     copy = ~first & (handles >= layout.num_earlier)
     name = "copies" if task.kind == "exact" else "left-copies"
-    task.write(name, np.dtype([*KEYS.descr, ("left", "<u8")]), handles[copy], star[copy])
-    return ShardResult((), Counts(len(handles), len(handles)))
+    task.write(name, COPIES, handles[copy], star[copy])
+    return ShardResult((), Counts(len(handles), len(handles)), {"copies": int(copy.sum())})
 
 
 def find_repeated(task: RangeTask) -> ShardResult:
@@ -104,7 +106,8 @@ def _overlapping(task: RangeTask, number: int) -> Iterator[int]:
 
 
 def find_pairs(task: RangeTask) -> ShardResult:
-    """Candidate pairs of documents with an equal band key, each once in this range."""
+    """Candidate pairs of documents with an equal band key, each once in this range. Facts: the
+    pairs of large buckets that are not compared."""
     layout = Layout.read(task.folder)
     records, handles = _read(layout, layout.places, task, BANDS)
     chosen = _in_buckets(np.ascontiguousarray(records["key"]))
@@ -114,13 +117,15 @@ def find_pairs(task: RangeTask) -> ShardResult:
     bounds = np.r_[np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]), len(keys)]
     if not len(keys):
         bounds = np.zeros(1, np.int64)
-    left, right = different_pairs(*bucket_pairs(bounds, handles, layout.num_earlier))
+    left, right = bucket_pairs(bounds, handles, layout.num_earlier)
+    uncompared = num_pairs(bounds, handles, layout.num_earlier) - len(left)
+    left, right = different_pairs(left, right)
     words = _MAX_WORDS - (records["order"][order] >> np.uint64(40)).astype(np.int64)
     by_handle = np.argsort(handles)
     known, counts = handles[by_handle], words[by_handle]
-    cost = counts[np.searchsorted(known, left)] + counts[np.searchsorted(known, right)]
-    task.write("pairs", PAIRS, right, left, cost)
-    return ShardResult((), Counts(len(left), len(left)))
+    sizes = (counts[np.searchsorted(known, side)] for side in (left, right))
+    task.write("pairs", PAIRS, right, left, *sizes)
+    return ShardResult((), Counts(len(left), len(left)), {"uncompared": uncompared})
 
 
 # ------------------------------------------------------------------------------- the parts

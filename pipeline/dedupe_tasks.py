@@ -13,8 +13,9 @@ import pyarrow as pa
 import xxhash
 from pyarrow import compute
 
+from pipeline.core.errors import UserError
 from pipeline.core.manifest import Counts, ShardResult, describe_file
-from pipeline.core.records import Document, with_version, write_table
+from pipeline.core.records import Document, read_columns, with_version, write_table
 from pipeline.dedupe_files import (
     BANDS,
     DECISIONS,
@@ -29,7 +30,6 @@ from pipeline.dedupe_files import (
     format_ids,
     packed_order,
     parse_ids,
-    read_columns,
     read_gone,
     write_records,
 )
@@ -74,7 +74,8 @@ class DedupeTask:
     line_min_chars: int
     signer: Signer
     num_ranges: int = 0  # files that the steps by key range have left
-    corpora: tuple[str, ...] = ()
+    corpora: tuple[str, ...] = ()  # keys of earlier outputs, by the numbers in the decisions
+    num_decided: int = 0  # files of decisions by handle; 0: this shard has one of its own
 
     def url(self, kind: str) -> str:
         return file_url(self.folder, kind, self.shard)
@@ -90,6 +91,7 @@ def hash_file(task: DedupeTask) -> ShardResult:
     num_rows, ids = len(ids), ids[rows]
     documents = documents.take(pa.array(rows))
     texts = _array(documents["text"])
+    _check_texts(texts, task.docs_url)
     if task.line_min_chars:
         forms = forms_with_lines(texts, documents["url"].to_pylist(), task.line_min_chars)
     else:
@@ -102,6 +104,16 @@ def hash_file(task: DedupeTask) -> ShardResult:
     write_records(task.url("lines"), LINES, forms.line_key, *lines)
     facts = {"rows": num_rows, "lines": len(forms.line_key)}
     return ShardResult((), Counts(len(rows), len(rows)), facts)
+
+
+def _check_texts(texts: pa.Array, url: str) -> None:
+    """Raises UserError: Parquet's readers take any bytes for text."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{url} holds text that is not UTF-8 ({error}); run the stage that makes it again"
+        ) from None
 
 
 def _kept(task: DedupeTask) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
@@ -203,7 +215,7 @@ def _runs(
 
 
 def write_sidecar(task: DedupeTask) -> ShardResult:
-    """`dedupe-NNNNN.parquet`: a row for each document, by what the driver decided."""
+    """`dedupe-NNNNN.parquet`: a row for each document, by what was decided."""
     ids, rows = _kept(task)
     table, reasons = _sidecar(task, ids, rows)
     name = f"dedupe-{task.shard:05d}.parquet"
@@ -218,7 +230,7 @@ def write_sidecar(task: DedupeTask) -> ShardResult:
 def _sidecar(
     task: DedupeTask, ids: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
 ) -> tuple[pa.Table, npt.NDArray[np.uint8]]:
-    decided = read_range(task.url("decisions"), DECISIONS)
+    decided = _decided(task)
     where = decided["key"].astype(np.int64)
     judged = np.zeros(len(ids), np.bool_)
     judged[rows] = True
@@ -248,6 +260,20 @@ def _sidecar(
         "removed_lines": _lists(read_range(task.url("removed"), REMOVED), len(ids)),
     }
     return pa.table(columns, schema=SCHEMA), reasons
+
+
+def _decided(task: DedupeTask) -> Records:
+    """By row."""
+    if not task.num_decided:
+        return read_range(task.url("decisions"), DECISIONS)
+    place = Layout.read(task.folder).own[task.shard]
+    parts = [
+        read_range(file_url(task.folder, "decided", index), DECISIONS, place.base, place.end)
+        for index in range(task.num_decided)
+    ]
+    found = np.concatenate(parts)
+    found["key"] -= np.uint64(place.base)
+    return found
 
 
 def _masked(strings: pa.Array, nulls: npt.NDArray[np.bool_]) -> pa.Array:

@@ -1,7 +1,7 @@
 """The tasks of dedupe that verify candidate pairs: exact Jaccard similarity of shingle sets.
 
-A chunk is a range of right handles, cut where its pairs' words reach a limit. Each shard writes the
-sets that each chunk asks for, and a chunk reads its own section of each: nothing is read twice.
+A chunk is a range of right handles, cut where its documents' words reach a limit. Each shard writes
+the sets that each chunk asks for, and a chunk reads its own section of each: nothing is read twice.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from pipeline.section_files import (
 from pipeline.text.shingle_kernel import shared
 from pipeline.text.signatures import Signer
 
-MAX_CHUNK_WORDS = 1 << 24  # of both sides: at most 128 MB of shingle sets
+MAX_CHUNK_WORDS = 1 << 24  # of different documents: at most 128 MB of shingle sets
 _CHUNK_PAIRS = 1 << 16
 _SETS = "shingle sets"
 _compiled: Any = numba.njit(cache=True, nogil=True)
@@ -96,7 +96,7 @@ def split_pairs(task: PairTask) -> ShardResult:
     number = -1
     for number, chunk in enumerate(_chunks(records)):
         name = f"{task.index:05d}-{number:03d}"
-        columns = (chunk["key"], chunk["left"], chunk["words_32"])
+        columns = [chunk[field] for field in PAIRS.names or ()]
         write_records(file_url(task.folder, "chunk", name), PAIRS, *columns)
         needed = np.union1d(chunk["key"], chunk["left"])
         write_records(file_url(task.folder, "needs", name), NEEDS, needed)
@@ -104,15 +104,39 @@ def split_pairs(task: PairTask) -> ShardResult:
 
 
 def _chunks(records: Records) -> Iterator[Records]:
-    """Pieces whose pairs have so many words together, or of a single pair."""
-    total = np.cumsum(records["words_32"].astype(np.int64))
+    """Pieces whose documents have so many words together, or of a single pair."""
+    if not len(records):
+        return
+    ends = np.concatenate([records["left"], records["key"]])
+    different, nodes = np.unique(ends, return_inverse=True)
+    left, right = nodes[: len(records)], nodes[len(records) :]
+    words = records["left_words_32"].astype(np.int64), records["words_32"].astype(np.int64)
+    seen = np.full(len(different), -1)
     start = 0
-    while start < len(records):
-        before = int(total[start - 1]) if start else 0
-        end = int(np.searchsorted(total, before + MAX_CHUNK_WORDS, "right"))
-        end = max(end, start + 1)
+    for end in _chunk_ends(left, right, *words, seen, MAX_CHUNK_WORDS).tolist():
         yield records[start:end]
         start = end
+
+
+@_compiled
+def _chunk_ends(
+    left: Any, right: Any, left_words: Any, right_words: Any, seen: Any, limit: Any
+) -> Any:
+    """Where each chunk ends; a document counts once in a chunk: `seen` has the last it was in."""
+    ends = np.empty(len(left), np.int64)
+    count = total = 0
+    for pair in range(len(left)):
+        a, b = left[pair], right[pair]
+        cost = left_words[pair] if seen[a] != count else 0
+        cost += right_words[pair] if seen[b] != count else 0
+        total += cost
+        if total > limit and pair > 0 and total > cost:
+            ends[count] = pair
+            count += 1
+            total = left_words[pair] + right_words[pair]
+        seen[a] = seen[b] = count
+    ends[count] = len(left)
+    return ends[: count + 1]
 
 
 def write_sets(task: SetsTask) -> ShardResult:
@@ -160,7 +184,7 @@ def verify_pairs(task: VerifyTask) -> ShardResult:
     handles, bounds, hashes = _sets_of(task)
     right, left = pairs["key"].astype(np.int64), pairs["left"].astype(np.int64)
     left_at, right_at = np.searchsorted(handles, left), np.searchsorted(handles, right)
-    similarity = jaccards(hashes, bounds, left_at, right_at)
+    similarity = jaccards(hashes, bounds, left_at, right_at, task.threshold)
     alike = similarity >= task.threshold
     url = file_url(task.folder, "edges", task.chunk)
     write_records(url, EDGES, right[alike], left[alike], similarity[alike])
@@ -189,13 +213,15 @@ def _sets_of(
 
 
 @_compiled
-def jaccards(hashes: Any, bounds: Any, left: Any, right: Any) -> Any:
+def jaccards(hashes: Any, bounds: Any, left: Any, right: Any, least: Any) -> Any:
     """|both| / |either| of sets left[i] and right[i], each hashes[bounds[s] : bounds[s + 1]],
-    ascending; 0 for two empty ones."""
+    ascending; 0 for two empty ones, and for those whose sizes alone keep them below `least`."""
     found = np.zeros(len(left))
     for pair in range(len(left)):
         one = hashes[bounds[left[pair]] : bounds[left[pair] + 1]]
         other = hashes[bounds[right[pair]] : bounds[right[pair] + 1]]
+        if min(len(one), len(other)) < (least - 1e-9) * max(len(one), len(other)):
+            continue
         both = shared(one, other)
         either = len(one) + len(other) - both
         if either:

@@ -52,6 +52,7 @@ def places_of(corpus: int, earlier: Manifest) -> list[Place]:
             f"dedupe.against: {docs.url} is not what {earlier.url} was made from; run its dedupe"
             " again"
         )
+    docs.check_files()
     return [
         Place(
             corpus=corpus,

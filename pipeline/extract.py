@@ -5,11 +5,14 @@ Records that cannot be read are counted by reason. `flywheel corpus` runs this a
 """
 
 import dataclasses
+import datetime as dt
 import re
 import time
 from collections import Counter
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
+import ada_url
 from pydantic import Field
 
 from pipeline.core.config import RunConfig, Section
@@ -28,22 +31,39 @@ from pipeline.extract_child import Answer, ExtractorChild, Limits
 from pipeline.ranges import USER_AGENT, RangeClient
 from pipeline.warc import WarcDamage, WarcResponse, iter_responses
 
-VERSION = 4
+VERSION = 5
 WET_VERSION = "1"  # of the way in which a WET file's text is taken over
 DAMAGE_NAMED = 20  # places of one file
 HIDDEN_NAMED = 50  # findings of one file
+TOO_SHORT = "too-short"  # page_look.py says so as well, in the child
+_MAX_URL = 500  # characters
+_EARLIEST = 1990  # an earlier time of fetching is not known
+_AHEAD = dt.timedelta(hours=14)  # UTC+14 has the date first
 _NUMBER = re.compile(r"\d[\d,]*")
 _HTML = ("text/html", "application/xhtml+xml")
 
 
 class ExtractConfig(Section):
-    engine: Literal["trafilatura", "fast", "cascade"] = Field(
-        "trafilatura",
-        description="what finds the main text: trafilatura, or the block model of our own, fast or "
-        "with a second look where the first is not sure",
+    engine: Literal["cascade", "fast", "trafilatura"] = Field(
+        "cascade",
+        description="what finds the main text: the block model of our own, with a second judgement"
+        " by the page's type where the first is not sure (cascade), or without (fast), or"
+        " trafilatura, which takes four times as long for less",
     )
     focus: Literal["balanced", "precision", "recall"] = Field(
         "balanced", description="trafilatura's leaning, where it has to choose"
+    )
+    min_chars: int = Field(
+        50,
+        ge=0,
+        description="visible characters (no white space) of a page, menus and all; one with fewer"
+        " is dropped before extraction: too-short. 0 keeps all. What passes meets quality's rules",
+    )
+    languages: list[str] = Field(
+        default_factory=list,
+        description="ISO 639 codes; a page whose visible text is surely in another language is"
+        " dropped before extraction: language. Empty keeps all; else name what quality.languages"
+        " names, which judges the extracted text",
     )
     max_bytes: int = Field(20_000_000, ge=1, description="a larger page is dropped unread")
     timeout_s: float = Field(20.0, gt=0, description="processor seconds for one page")
@@ -60,6 +80,12 @@ class ExtractTask:
     output_name: str
     config: ExtractConfig
     user_agent: str = USER_AGENT  # for a source behind HTTP
+
+
+class Extractor(Protocol):
+    """An ExtractorChild, or its stand-in."""
+
+    def extract(self, payload: bytes, charset: str | None) -> Answer: ...
 
 
 def run_extract(
@@ -103,15 +129,15 @@ def extract_file(task: ExtractTask) -> ShardResult:
     quarantined: Counter[str] = Counter()
     damaged: list[tuple[str, int, str]] = []
     hidden: list[tuple[str, int, str, str]] = []
-    limits = Limits(config.timeout_s, config.memory_mb, config.focus, config.engine)
-    with ExtractorChild(limits) as child:
+    with ExtractorChild(limits_of(config)) as child:
+        answers = Answers(config, child)
         for item in iter_responses(task.source_url, client=RangeClient(user_agent=task.user_agent)):
             if isinstance(item, WarcDamage):
                 quarantined[_kind_of(item.reason)] += 1
                 if len(damaged) < DAMAGE_NAMED:
                     damaged.append((task.source_name, item.offset, item.reason))
                 continue
-            document, findings = _document(item, task, child)
+            document, findings = _document(item, task, answers.to(item))
             documents.append(document)
             for kind, text in findings[: HIDDEN_NAMED - len(hidden)]:
                 hidden.append((task.source_name, item.offset, kind, text))
@@ -125,23 +151,51 @@ def extract_file(task: ExtractTask) -> ShardResult:
     )
 
 
+def limits_of(config: ExtractConfig) -> Limits:
+    """What an ExtractorChild is to keep to."""
+    return Limits(
+        config.timeout_s,
+        config.memory_mb,
+        config.focus,
+        config.engine,
+        config.min_chars,
+        tuple(config.languages),
+    )
+
+
 def _kind_of(reason: str) -> str:
     """What is counted together: a reason without the URL or the sizes that it names."""
     return _NUMBER.sub("N", reason.partition(":")[0])
 
 
+class Answers:
+    """What `child` says of responses: the cheap checks first, and what comes twice in a file is
+    extracted once. An answer depends on its response alone."""
+
+    def __init__(self, config: ExtractConfig, child: Extractor) -> None:
+        self._config = config
+        self._child = child
+        self._known: dict[tuple[str, str | None], Answer] = {}
+
+    def to(self, response: WarcResponse) -> Answer:
+        unread = _drop_unread(response, self._config)
+        if unread:
+            return Answer("", "", unread)
+        if response.converted:
+            text = _plain(response.payload)
+            return Answer("", text, extractor="wet", version=WET_VERSION)
+        key = response.payload_sha256, response.charset
+        answer = self._known.get(key)
+        if answer is None:
+            answer = self._child.extract(response.payload, response.charset)
+            self._known[key] = answer
+        return answer
+
+
 def _document(
-    response: WarcResponse, task: ExtractTask, child: ExtractorChild
+    response: WarcResponse, task: ExtractTask, answer: Answer
 ) -> tuple[Document, list[list[str]]]:
     """The document, and what was hidden on its page."""
-    unread = _drop_unread(response, task.config)
-    if unread:
-        answer = Answer("", "", unread)
-    elif response.converted:
-        text = _plain(response.payload)
-        answer = Answer("", text, extractor="wet", version=WET_VERSION)
-    else:
-        answer = child.extract(response.payload, response.charset)
     reason = answer.failure or (None if answer.text.strip() else "empty-text")
     document = Document(
         doc_id=doc_id(response.url, response.payload_sha256),
@@ -156,10 +210,32 @@ def _document(
         extractor_version=answer.version,
         title=answer.title,
         text="" if reason else answer.text,
+        published=published_of(answer.dates, response.fetched_at),
+        declared_language=answer.declared_language,
+        license=license_of(answer.license_link, answer.license, response.url),
+        language=answer.language,
         signals={f"hidden_{kind.replace('-', '_')}": float(n) for kind, n in answer.hidden.items()},
         drop_reason=reason,
     )
     return document, answer.findings
+
+
+def published_of(dates: Sequence[str], fetched_at: dt.datetime) -> str:
+    """The first of these dates (ISO 8601) that was not in the future anywhere on Earth when the
+    page was fetched, or empty."""
+    latest = (fetched_at + _AHEAD).date().isoformat()
+    known = fetched_at.year >= _EARLIEST
+    return next((date for date in dates if not known or date <= latest), "")
+
+
+def license_of(link: str, words: str, url: str) -> str:
+    """Where the page at `url` says that its licence stands; else what it says in words."""
+    try:
+        joined = ada_url.join_url(url, link) if link else ""
+    except ValueError:
+        return words
+    is_good = joined.startswith(("http://", "https://")) and len(joined) <= _MAX_URL
+    return joined if is_good else words
 
 
 def _plain(payload: bytes) -> str:
@@ -178,4 +254,6 @@ def _drop_unread(response: WarcResponse, config: ExtractConfig) -> str | None:
         return "empty-text"
     if len(response.payload) > config.max_bytes:
         return "too-large"
+    if len(response.payload) < config.min_chars and not response.converted:
+        return TOO_SHORT
     return None

@@ -21,7 +21,9 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 _LENGTH = struct.Struct("<Q")
-_PAGES_PER_CHILD = 500  # lxml keeps about a megabyte a page (adbar/trafilatura#216)
+# lxml keeps about a megabyte a page (adbar/trafilatura#216), the block model a tenth of that; a
+# new child takes a second.
+_PAGES_PER_CHILD = {"trafilatura": 500, "fast": 2000, "cascade": 2000}
 _FINDINGS_TOLD = 20  # of a page; all are counted
 _PATIENCE = 10  # wall seconds for each second of processor time, then the child is stuck
 
@@ -29,19 +31,23 @@ _PATIENCE = 10  # wall seconds for each second of processor time, then the child
 @dataclass(frozen=True)
 class Limits:
     """`cpu_s` of processor time a page, so that a busy machine changes no result; `memory_mb` of
-    address space for the child."""
+    address space for the child. What it does with a page is html_text.py's: `focus`, `engine`,
+    and what page_look.py wants: `min_chars`, `languages`."""
 
     cpu_s: float
     memory_mb: int
     focus: str
-    engine: str = "trafilatura"
+    engine: str = "cascade"
+    min_chars: int = 0
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a page: `failure` is None, or the reason and the rest is empty. `tight`: the
+    """What became of a page: `failure` is None, or the reason and there is no text. `tight`: the
     child came within sight of its memory limit, where libraries swallow errors. `hidden`: how
-    many hidden texts of each kind; `findings`: the first of them as [kind, text]."""
+    many hidden texts of each kind; `findings`: the first of them as [kind, text]. `language`: of a
+    page that was dropped for it. `dates` and what follows: as page_metadata.py has them."""
 
     title: str
     text: str
@@ -51,6 +57,11 @@ class Answer:
     version: str = ""
     hidden: dict[str, int] = field(default_factory=dict[str, int])
     findings: list[list[str]] = field(default_factory=list[list[str]])
+    language: str = ""
+    dates: list[str] = field(default_factory=list[str])
+    declared_language: str = ""
+    license_link: str = ""
+    license: str = ""
 
 
 class ExtractorChild:
@@ -73,10 +84,10 @@ class ExtractorChild:
         self._end()
 
     def extract(self, payload: bytes, charset: str | None) -> Answer:
-        """Title and text, or the failure: extract-timeout, extract-memory, extract-error or
-        extract-crash. Where other pages in the same child may have had a part in it, a new child
-        tries again: the answer depends on the page alone."""
-        if self._answered >= _PAGES_PER_CHILD:
+        """Title and text, or the failure: too-short or language at the first look, extract-timeout,
+        extract-memory, extract-error or extract-crash. Where other pages in the same child may
+        have had a part in it, a new child tries again: the answer depends on the page alone."""
+        if self._answered >= _PAGES_PER_CHILD[self._limits.engine]:
             self._end()
         fresh = self._process is None
         answer = self._ask(payload, charset)
@@ -181,7 +192,7 @@ def main(arguments: list[str]) -> None:
     limits = Limits(**json.loads(arguments[0]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: the pipe ends us
     # Trafilatura and lxml stand in the child alone: half a second, and what this is all about.
-    from pipeline.html_text import extract_html, warm_up
+    from pipeline.html_text import Wanted, extract_html, warm_up
 
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_RDWR)
@@ -190,7 +201,8 @@ def main(arguments: list[str]) -> None:
     logging.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     extract: Any = extract_html
-    warm_up(limits.engine)  # before the first page's clock runs
+    wanted = Wanted(limits.min_chars, tuple(limits.languages))
+    warm_up(limits.engine, wanted)  # before the first page's clock runs
     space = limits.memory_mb << 20
     # Of what the libraries leave; half of that is within sight of the limit.
     sight = (space + min(_peak_bytes(), space)) // 2
@@ -201,17 +213,19 @@ def main(arguments: list[str]) -> None:
         if payload is None:
             return
         signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)  # unhandled, SIGPROF ends the process
-        answer = _answer(extract, payload, charset.decode() or None, limits)
+        answer = _answer(extract, payload, charset.decode() or None, limits, wanted)
         signal.setitimer(signal.ITIMER_PROF, 0)
         if _peak_bytes() > sight:
-            failure = None if answer.text else "extract-memory"
+            failure = answer.failure or (None if answer.text else "extract-memory")
             answer = replace(answer, failure=failure, tight=True)
         write_frame(answers, json.dumps(asdict(answer)).encode())
 
 
-def _answer(extract: Any, payload: bytes, charset: str | None, limits: Limits) -> Answer:
+def _answer(
+    extract: Any, payload: bytes, charset: str | None, limits: Limits, wanted: Any
+) -> Answer:
     try:
-        found = extract(payload, charset, limits.focus, limits.engine)
+        found = extract(payload, charset, limits.focus, limits.engine, wanted)
     except MemoryError:
         return Answer("", "", "extract-memory", tight=True)
     except Exception:  # noqa: BLE001 - whatever else a page provokes costs that page alone
@@ -219,10 +233,16 @@ def _answer(extract: Any, payload: bytes, charset: str | None, limits: Limits) -
     return Answer(
         found.title,
         found.text,
-        extractor=found.extractor,
+        found.unwanted,
+        extractor=found.extractor or "none",
         version=found.version,
         hidden=dict(found.hidden or {}),
         findings=[[finding.kind, finding.text] for finding in found.findings[:_FINDINGS_TOLD]],
+        language=found.language if found.unwanted else "",
+        dates=list(found.metadata.dates),
+        declared_language=found.metadata.language,
+        license_link=found.metadata.license_link,
+        license=found.metadata.license,
     )
 
 

@@ -20,10 +20,14 @@ _UNIT_PX = {"px": 1.0, "": 1.0, "pt": 4 / 3, "em": 16.0, "rem": 16.0, "%": 10.0,
 _LENGTH = re.compile(r"([-+]?\d{0,9}(?:\.\d{1,9})?)\s*([a-z%]*)")
 _DECLARATION = re.compile(r"\s*([a-z-]{1,40})\s*:\s*([^;]{0,400})")
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
-_BLOCK_AT_RULE = re.compile(r"@[^{};]++\{(?:[^{}]*+\{[^{}]*+\})*+[^{}]*+\}|@[^{};]*+;")
-_RULE = re.compile(r"([^{}]++)\{([^{}]*+)\}")
+# Linear: an at-rule's head is short, and a rule begins behind a brace, where it is tried once.
+_BLOCK_AT_RULE = re.compile(r"@[^{};]{1,400}+(?:\{(?:[^{}]*+\{[^{}]*+\})*+[^{}]*+\}|;)|@;")
+_RULE = re.compile(r"(?<![^{}])([^{}]++)\{([^{}]*+)\}")
+# What a block must have for this module to say anything of it; all lengths that put text out of
+# sight are negative, of two digits at least.
 _TELLING = re.compile(
-    r"display|visibility|opacity|font|overflow|position|indent|margin-|transform|colou?r|backgr"
+    r"display|visibility|opacity|font(?:-size)?(?![\w-])|overflow|clip|transform|-\d\d"
+    r"|(?<![\w-])color|background"
 )
 _SIMPLE = re.compile(r"(?:([a-z][a-z0-9]*)|)(?:([.#])([\w-]+)|)")
 _STATE = re.compile(r"hover|focus|checked|target|active|open|show")

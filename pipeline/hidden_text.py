@@ -34,11 +34,17 @@ _MAX_SHEET = 2_000_000  # bytes
 _WHITE: Colour = (255, 255, 255)
 # Unicode's tag characters spell ASCII that nobody sees; only flags of regions use them.
 _TAG_CHARACTERS = re.compile("(?<![\U0001f3f4\U000e0000-\U000e007f])[\U000e0000-\U000e007f]+")
+_TAG_BYTES = "\U000e0020".encode()[:2]  # of all of them, and found at memory's speed
 _PANELS = {"tabpanel", "dialog", "menu", "listbox", "region", "tooltip", "alertdialog"}
-_CONTROLS = re.compile(
-    rb"""\s(?:aria-controls|data-(?:bs-)?target|href|for|data-toggle-target|popovertarget)="""
-    rb""""#?([\w:.-]{1,200})\""""
+_CONTROLS = (
+    rb"\s(?:aria-controls|data-(?:bs-)?target|href|for|data-toggle-target|popovertarget)=\"#?"
 )
+_CONTROL = re.compile(_CONTROLS + rb"\Z")
+_CONTROLLED = re.compile(_CONTROLS + rb"([\w:.-]{1,200})\"")
+_IDENTIFIER = re.compile(rb"[\w:.-]{1,200}")
+_LONGEST_CONTROL = 24  # bytes of the longest attribute above, with what stands around it
+_LOOKED_FOR = 32  # names that are looked for one by one; from then on all controls are listed
+_PLACES = 200  # of one such name
 _PROSE = re.compile(
     r"(?:[^\W\d_]+[\s,.;:!?'\"()-]+){7}[^\W\d_]+"
 )  # eight words one after the other
@@ -98,7 +104,7 @@ def find_hidden(tree: PageTree) -> Hidden:
 
 def without_tag_characters(html: str) -> tuple[str, list[Finding]]:
     """The page without invisible ASCII, and what that said."""
-    if html.isascii():
+    if html.isascii() or _TAG_BYTES not in html.encode("utf-8", "replace"):
         return html, []
     said = [
         "".join(chr(ord(letter) - 0xE0000) for letter in run[:SHOWN_CHARACTERS])
@@ -179,6 +185,8 @@ class _Openers:
     def __init__(self, tree: PageTree) -> None:
         self._tree = tree
         self._sizes = bytes_inside(tree)
+        self._source: bytes = tree.source.tobytes()
+        self._asked = 0
         self._controlled: set[bytes] | None = None
 
     def open(self, element: int) -> bool:
@@ -187,17 +195,33 @@ class _Openers:
         if 2 * self._sizes[element] > self._sizes[0]:
             return True
         tree = self._tree
-        name = tree.value(element, ID)
-        if name and (_STREAMED.fullmatch(name) or self._has_control(name)):
-            return True
         if tree.value(element, ROLE) in _PANELS:
             return True
-        return bool(_FOLDS.search(tree.value(element, CLASS).lower()))
+        if _FOLDS.search(tree.value(element, CLASS).lower()):
+            return True
+        name = tree.value(element, ID)
+        return bool(name) and bool(_STREAMED.fullmatch(name) or self._has_control(name))
 
     def _has_control(self, name: str) -> bool:
-        if self._controlled is None:
-            self._controlled = set(_CONTROLS.findall(self._tree.source.tobytes()))
-        return name.encode("utf-8", "replace") in self._controlled
+        """A search for one name costs a hundredth of the list of all controls."""
+        wanted = name.encode("utf-8", "replace")
+        if not _IDENTIFIER.fullmatch(wanted):
+            return False
+        self._asked += 1
+        if self._asked > _LOOKED_FOR:
+            if self._controlled is None:
+                self._controlled = set(_CONTROLLED.findall(self._source))
+            return wanted in self._controlled
+        quoted = wanted + b'"'
+        at = -1
+        for _ in range(_PLACES):
+            at = self._source.find(quoted, at + 1)
+            if at < 0:
+                return False
+            if _CONTROL.search(self._source, max(0, at - _LONGEST_CONTROL), at):
+                return True
+        self._asked = _LOOKED_FOR
+        return self._has_control(name)
 
 
 def _looks(tree: PageTree, rules: Rules) -> dict[int, Look]:
@@ -233,16 +257,16 @@ def _rules(tree: PageTree) -> Rules:
 
 def _ruled(tree: PageTree, rules: Rules) -> dict[int, Look]:
     looks: dict[int, Look] = {}
-    attributes = tree.attributes
+    attributes, source = tree.attributes, tree.source.tobytes()
     for column, sign in ((CLASS, "."), (ID, "#")):
         known = {name.partition(sign)[2] for name in rules.looks if sign in name}
         if not known:
             continue
         cache: dict[bytes, list[str]] = {}
-        rows = np.flatnonzero(attributes[:, column, 1] > attributes[:, column, 0]).tolist()
-        for element in rows:
-            start, end = attributes[element, column]
-            value = tree.source[start:end].tobytes()
+        rows = np.flatnonzero(attributes[:, column, 1] > attributes[:, column, 0])
+        places = attributes[rows, column].tolist()
+        for element, (start, end) in zip(rows.tolist(), places, strict=True):
+            value = source[start:end]
             names = cache.get(value)
             if names is None:
                 words = value.decode("utf-8", "replace").lower().split()

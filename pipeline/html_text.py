@@ -18,7 +18,11 @@ from trafilatura.utils import detect_encoding
 
 from pipeline.hidden_text import Finding, Hidden, find_hidden, without_tag_characters
 from pipeline.main_content import bundled_model, main_content, title_of
+from pipeline.page_blocks import read_texts
+from pipeline.page_look import ALL, Wanted, first_look
+from pipeline.page_metadata import NOTHING, PageMetadata, metadata_of
 from pipeline.page_tree import TAG_IDS, PageTree, parse_page
+from pipeline.text.language import detect_language
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -50,7 +54,8 @@ SURE = 0.97  # of the first judgement: then the second one would change next to 
 @dataclass(frozen=True)
 class Extracted:
     """`text` has one line for each block of the page; empty if nothing was found. `extractor` and
-    `version`: what made it. `hidden`: findings by kind, and the first of them."""
+    `version`: what made it. `hidden`: findings by kind, and the first of them. `unwanted`: why the
+    first look went no further, if it did; `language`: what it took the page's prose for."""
 
     title: str
     text: str
@@ -58,18 +63,30 @@ class Extracted:
     version: str = ""
     hidden: Mapping[str, int] | None = None
     findings: tuple[Finding, ...] = ()
+    metadata: PageMetadata = NOTHING
+    unwanted: str | None = None
+    language: str = ""
 
 
 def extract_html(
-    payload: bytes, http_charset: str | None, focus: str, engine: str = "trafilatura"
+    payload: bytes,
+    http_charset: str | None,
+    focus: str,
+    engine: str = "cascade",
+    wanted: Wanted = ALL,
 ) -> Extracted:
     """Main text without comments and without hidden text; repeats kept.
 
     `engine`: "trafilatura", leaning to `focus`; "fast", the first judgement of the block model;
-    "cascade", the second one too where the first is not sure of itself.
+    "cascade", the second one too where the first is not sure of itself. A page that is not
+    `wanted` has a title and no text.
     """
     html, smuggled = without_tag_characters(decode_html(payload, http_charset))
     tree = parse_page(html)
+    look = first_look(tree, wanted)
+    if look.reason:
+        title = _storable(title_of(tree))
+        return Extracted(title, "", unwanted=look.reason, language=look.language)
     hidden = find_hidden(tree)
     if engine == "trafilatura":
         text, version = _by_trafilatura(tree, hidden, focus), _TRAFILATURA_VERSION
@@ -82,15 +99,20 @@ def extract_html(
         version,
         dict(hidden.counts + Counter(finding.kind for finding in smuggled)),
         (*smuggled, *hidden.findings),
+        metadata_of(tree),
     )
 
 
-def warm_up(engine: str) -> None:
+def warm_up(engine: str, wanted: Wanted) -> None:
     """Have all compiled loops and the weights in memory."""
     tree = parse_page(
         "<title>t</title><style>.a{color:red}</style><p class=a id=b>A <a href=c>d</a>"
     )
     hidden = find_hidden(tree)
+    metadata_of(tree)
+    read_texts(tree)
+    if wanted.languages:
+        detect_language("a language")
     if engine == "trafilatura":
         _by_trafilatura(tree, hidden, "balanced")
     else:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 
 from pipeline.block_features import FEATURES, Measured, measure
@@ -24,15 +25,20 @@ from pipeline.page_types import PAGE_TYPES, type_features
 
 MODEL = Path(__file__).with_name("main_content.npz")
 _SPACES = re.compile(r"[ \t\n\f\r\xa0]+")
-_LISTED = {TAG_IDS[name] for name in ("li", "dd")}
-_CELLS = {TAG_IDS[name] for name in ("td", "th")}
-_PRE, _TR = TAG_IDS["pre"], TAG_IDS["tr"]
+_LOOK_UP = 12  # elements around a block that may be a list item or a cell
+_PRE, _ITEM, _CELL, _ROW = 1, 2, 3, 4
+_ROLES = np.zeros(len(TAG_IDS), np.uint8)
+for _name, _role in (
+    ("pre", _PRE), ("li", _ITEM), ("dd", _ITEM), ("td", _CELL), ("th", _CELL), ("tr", _ROW),
+):  # fmt: skip
+    _ROLES[TAG_IDS[_name]] = _role
+_compiled: Any = numba.njit(cache=True, nogil=True, boundscheck=False)
 
 
 @dataclass(frozen=True)
 class Model:
-    """`scale`: per page type, how much a missed word weighs against a word too many (below 1:
-    more is taken). `version`: of the weights."""
+    """`scale`: per page type, how much a missed word weighs against a word too many (the higher,
+    the more is taken). `version`: of the weights."""
 
     markup_odds: Any
     word_odds: Any
@@ -172,32 +178,49 @@ def text_of(tree: PageTree, blocks: Blocks, chosen: Any) -> str:
     """Lines of the chosen blocks in page order; `- ` before list items, `|` between cells."""
     lines: list[str] = []
     row, item = -1, -1
-    for block in np.flatnonzero(chosen).tolist():
-        holder = int(blocks.parent[block])
-        text = _block_text(tree, blocks, block, _around(tree, holder, {_PRE}) >= 0)
+    numbers = np.flatnonzero(chosen)
+    around = _around(tree.tag, tree.parent, blocks.parent[numbers], _ROLES)
+    for block, (pre, inside, now) in zip(numbers.tolist(), around.tolist(), strict=True):
+        text = _block_text(tree, blocks, block, pre >= 0)
         if not text:
             continue
-        cell = _around(tree, holder, _CELLS)
-        now = _around(tree, cell, {_TR}) if cell >= 0 else -1
         if now >= 0 and now == row:
             lines[-1] += f" | {text}"
             continue
         row = now
-        inside = _around(tree, holder, _LISTED)
         lines.append(f"- {text}" if inside >= 0 and inside != item else text)
         item = inside
     return "\n".join(lines)
 
 
-_LOOK_UP = 12  # elements around a block that may be a list item or a cell
-
-
-def _around(tree: PageTree, element: int, wanted: set[int]) -> int:
-    for _ in range(_LOOK_UP):
-        if element < 0 or int(tree.tag[element]) in wanted:
-            return element
-        element = int(tree.parent[element])
-    return -1
+@_compiled
+def _around(tag: Any, parent: Any, holders: Any, roles: Any) -> Any:
+    """Per holder the nearest <pre>, list item, and row of the nearest cell, itself or around it;
+    -1 for none within _LOOK_UP elements."""
+    found = np.full((holders.shape[0], 3), -1, np.int32)
+    for n in range(holders.shape[0]):
+        e = holders[n]
+        cell = -1
+        for _ in range(_LOOK_UP):
+            if e < 0:
+                break
+            role = roles[tag[e]]
+            if role == _PRE and found[n, 0] < 0:
+                found[n, 0] = e
+            elif role == _ITEM and found[n, 1] < 0:
+                found[n, 1] = e
+            elif role == _CELL and cell < 0:
+                cell = e
+            e = parent[e]
+        e = cell
+        for _ in range(_LOOK_UP):
+            if e < 0:
+                break
+            if roles[tag[e]] == _ROW:
+                found[n, 2] = e
+                break
+            e = parent[e]
+    return found
 
 
 def _block_text(tree: PageTree, blocks: Blocks, block: int, is_pre: bool) -> str:

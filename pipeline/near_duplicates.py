@@ -28,6 +28,16 @@ def bucket_pairs(bounds: Nodes, nodes: Nodes, num_earlier: int = 0) -> tuple[Nod
     return pairs[:, 0], pairs[:, 1]
 
 
+def num_pairs(bounds: Nodes, nodes: Nodes, num_earlier: int = 0) -> int:
+    """How many all pairs of all buckets were, of which `bucket_pairs` leaves some out."""
+    if len(bounds) < 2:
+        return 0
+    sizes = np.diff(bounds)
+    own = np.add.reduceat((nodes >= num_earlier).astype(np.int64), bounds[:-1])
+    before = sizes - own  # two of them make no pair
+    return int((sizes * (sizes - 1) // 2 - before * (before - 1) // 2).sum())
+
+
 @_compiled
 def _fill_pairs(bounds: Any, nodes: Any, num_earlier: Any, pairs: Any) -> Any:
     """Their number; into `pairs`, if it has room at all."""

@@ -17,42 +17,11 @@ _PAIR_BUCKETS = 1 << 17
 _MAX_TOKENS = 12  # of one element's class, id, role and itemprop
 _MAX_WORDS = 24  # of a block, whose words are looked up
 _INSIDE = [
-    "nav",
-    "header",
-    "footer",
-    "aside",
-    "article",
-    "main",
-    "section",
-    "form",
-    "ul",
-    "ol",
-    "dl",
-    "li",
-    "table",
-    "td",
-    "th",
-    "blockquote",
-    "pre",
-    "figure",
-    "figcaption",
-    "p",
-    "a",
-    "button",
-    "label",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "dt",
-    "dd",
-    "details",
-    "address",
-    "caption",
+    "nav", "header", "footer", "aside", "article", "main", "section", "form", "ul", "ol", "dl",
+    "li", "table", "td", "th", "blockquote", "pre", "figure", "figcaption", "p", "a", "button",
+    "label", "h1", "h2", "h3", "h4", "h5", "h6", "dt", "dd", "details", "address", "caption",
     "code",
-]
+]  # fmt: skip
 _compiled: Any = numba.njit(cache=True, nogil=True, boundscheck=False)
 _BIT = np.zeros(len(TAGS), np.int64)
 for _index, _tag in enumerate(_INSIDE):
@@ -371,20 +340,36 @@ def _written(source: Any, start: Any, end: Any, parent: Any, skip: Any) -> Any:
     return count
 
 
+def read_texts(tree: PageTree) -> tuple[int, Any]:
+    """The bytes above the space that any reader may see, with scripts or without, and the indices
+    of the texts that are read."""
+    seen = np.zeros(len(tree.tag), np.uint8)
+    inherited = _inherited(tree, seen)
+    most = _inherit(tree.tag, tree.parent, seen, _BIT, _UNREAD_BUT_NOSCRIPT, IS_INLINE)[0]
+    num_bytes = _written(tree.source, tree.text_start, tree.text_end, tree.text_parent, most)
+    holder = tree.text_parent
+    return int(num_bytes), np.flatnonzero((holder >= 0) & (inherited.skip[holder] == 0))
+
+
+def _inherited(tree: PageTree, hidden: Any) -> Inherited:
+    texts = (tree.source, tree.text_start, tree.text_end, tree.text_parent)
+    inherited = Inherited(*_inherit(tree.tag, tree.parent, hidden, _BIT, IS_UNREAD, IS_INLINE))
+    if not (tree.tag == TAG_IDS["noscript"]).any():
+        return inherited
+    as_well = Inherited(
+        *_inherit(tree.tag, tree.parent, hidden, _BIT, _UNREAD_BUT_NOSCRIPT, IS_INLINE)
+    )
+    shown = _written(*texts, as_well.skip)
+    return as_well if shown > 2 * _written(*texts, inherited.skip) else inherited
+
+
 def find_blocks(tree: PageTree, hidden: Any) -> tuple[Blocks, Inherited]:
     """The blocks of a page without its hidden elements (uint8 mask), and the inherited arrays.
 
     <noscript> is read where it holds most of the page, as forums do for readers without scripts:
     then it is what such a reader sees.
     """
-    texts = (tree.source, tree.text_start, tree.text_end, tree.text_parent)
-    inherited = Inherited(*_inherit(tree.tag, tree.parent, hidden, _BIT, IS_UNREAD, IS_INLINE))
-    if (tree.tag == TAG_IDS["noscript"]).any():
-        as_well = Inherited(
-            *_inherit(tree.tag, tree.parent, hidden, _BIT, _UNREAD_BUT_NOSCRIPT, IS_INLINE)
-        )
-        if _written(*texts, as_well.skip) > 2 * _written(*texts, inherited.skip):
-            inherited = as_well
+    inherited = _inherited(tree, hidden)
     piece_text, piece_break, first, holder = _group(
         tree.source, tree.text_start, tree.text_end, tree.text_parent, tree.text_before, tree.tag,
         inherited.skip, inherited.block, IS_INLINE, TAG_IDS["br"],

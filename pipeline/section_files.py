@@ -85,11 +85,10 @@ def open_sections(url: str, kind: str) -> Generator[Sections]:
     """Raises DamagedFile, at once if the index is not whole or the file holds another kind."""
     with contextlib.ExitStack() as stack:
         try:
-            size = storage.size(url)
-            file = stack.enter_context(storage.open_read(url))
+            file = stack.enter_context(storage.open_read(url, in_order=False))
         except FileNotFoundError:
             raise DamagedFile(url, "is missing") from None
-        yield _read_index(url, kind, file, size)
+        yield _read_index(url, kind, file, file.seek(0, 2))
 
 
 def _read_index(url: str, kind: str, file: IO[bytes], size: int) -> Sections:

@@ -6,13 +6,14 @@ Kiveris, Lattanzi, Mirrokni, Rastogi, Vassilvitskii: Connected Components in Map
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.manifest import Counts, ShardResult, StageOutput, map_shards
-from pipeline.core.remote import Runtime
-from pipeline.dedupe_files import file_url, write_records
+from pipeline.core.manifest import Counts, ShardResult
+from pipeline.dedupe_files import cut_keys, file_url, write_records
+from pipeline.dedupe_steps import StepRunner
 from pipeline.section_files import read_range
 
 # An edge as it is seen from the node `key`; files hold each edge from both its ends.
@@ -41,43 +42,46 @@ def write_edges(folder: str, kind: str, index: int, left: Nodes, right: Nodes) -
 
 
 def star_components(
-    runtime: Runtime, output: StageOutput, kind: str, num_files: int, num_nodes: int, parts: int
+    runner: StepRunner, kind: str, num_files: int, num_nodes: int, parts: int
 ) -> tuple[str, int]:
     """(kind, number) of files that hold, for each node that is not the smallest of its component,
-    an edge to the smallest one, and no other edges.
+    an edge to the smallest one, seen from both ends, and no other edges.
 
-    A task holds the edges at its nodes, 16 bytes each, and as much four times to sort them; a
-    node's edges are never parted, so the largest star bounds a task from below. Asserts that it
-    converges within twice the logarithm of the nodes and four rounds.
+    A task holds the edges at its nodes, 16 bytes each, and as much four times to sort them; each
+    round is cut anew into `parts` of as many edges, but a node's edges are never parted: the
+    largest star bounds a task from below. Asserts that it converges within twice the logarithm of
+    the nodes and four rounds.
     """
-    before, number = kind, num_files
-    cuts = [num_nodes * index // parts for index in range(parts + 1)]
+    before, number, folder = kind, num_files, runner.output.url
     for turn in range(2 * math.ceil(math.log2(max(2, num_nodes))) + 4):
         large, small = (f"{kind}-{step}-{turn:02d}" for step in ("large", "small"))
-        tasks = {
-            f"{index:05d}": StarTask(
-                output.url, before, number, large, index, cuts[index], cuts[index + 1]
-            )
-            for index in range(parts)
-        }
-        results = map_shards(runtime, output, large, large_star, tasks)
+        cuts = cut_keys(folder, before, number, STAR, num_nodes, parts)
+        tasks = _tasks(folder, before, number, large, cuts)
+        results = runner.map(large, large_star, tasks)
         if not sum(result.facts["not_stars"] for result in results):
             return before, number
-        tasks = {
-            name: dataclasses.replace(task, before=large, num_before=parts, after=small)
-            for name, task in tasks.items()
-        }
-        map_shards(runtime, output, small, small_star, tasks)
-        before, number = small, parts
+        cuts = cut_keys(folder, large, len(cuts), STAR, num_nodes, parts)
+        tasks = _tasks(folder, large, len(tasks), small, cuts)
+        runner.map(small, small_star, tasks)
+        before, number = small, len(cuts)
     raise AssertionError(f"{kind}: components of {num_nodes} nodes did not converge")
 
 
-def labels_of(folder: str, kind: str, number: int, low: int, high: int) -> tuple[Nodes, Nodes]:
-    """From the result: (nodes low <= node < high that are not the smallest, ascending; the smallest
-    of each one's component)."""
+def _tasks(
+    folder: str, before: str, number: int, after: str, cuts: Sequence[tuple[int, int]]
+) -> dict[str, StarTask]:
+    return {
+        f"{index:05d}": StarTask(folder, before, number, after, index, low, high)
+        for index, (low, high) in enumerate(cuts)
+    }
+
+
+def members_of(folder: str, kind: str, number: int, low: int, high: int) -> tuple[Nodes, Nodes]:
+    """From the result: (nodes low <= node < high that have an edge, ascending; the smallest of each
+    one's component)."""
     nodes, others = _edges(folder, kind, number, low, high)
-    smaller = others < nodes
-    return nodes[smaller], others[smaller]
+    first, _ = _groups(nodes)
+    return nodes[first], np.minimum(nodes[first], others[first])
 
 
 def large_star(task: StarTask) -> ShardResult:

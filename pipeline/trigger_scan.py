@@ -2,6 +2,7 @@
 
 Listed are rare n-grams far more frequent in this crawl than in earlier ones, and those in which
 near-duplicates differ from the documents that stand for them. News is listed, too: people judge.
+On disk meanwhile 12 bytes for each n-gram of a shard; see `sketch_bits` for the memory.
 """
 
 import dataclasses
@@ -22,7 +23,10 @@ from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import (
+    RECEIPT,
     Counts,
+    DamagedOutput,
+    FileEntry,
     Manifest,
     ShardResult,
     StageOutput,
@@ -38,22 +42,28 @@ from pipeline.ngram_bursts import (
     Found,
     Rule,
     Sketch,
+    bits_for,
     collect,
     document_ngrams,
     ranked,
 )
 
-STAGE, VERSION = "trigger-scan", 1
+STAGE, VERSION = "trigger-scan", 2
 RECORD, RECORD_VERSION = "Triggers", 1
 SCHEMA = with_version(TRIGGERS, RECORD, RECORD_VERSION)
 _SKETCH, _SKETCH_VERSION = "NgramSketch", 1
+_COUNTS_SCHEMA = with_version(
+    pa.schema([("hash", pa.uint64()), ("documents", pa.uint32())]), _SKETCH, _SKETCH_VERSION
+)
+_HASH_SCHEMA = with_version(pa.schema([("hash", pa.uint64())]), _SKETCH, _SKETCH_VERSION)
 # Kept documents; of these, those that stand for near-duplicates; and the near-duplicates.
 KEPT, STANDING, NEAR = "kept", "standing", "near-duplicates"
 # Each list: its documents and the others they are held against. Which of two near-duplicates was
 # kept, the planted or the plain one, is chance: so both ways.
 _LISTS = {"new": (KEPT, "before"), "near": (NEAR, STANDING), "standing": (STANDING, NEAR)}
 _NEAR_REASON = "near-duplicate"
-_SKETCHED = ("sizes", "sketch_bits")  # what two sketches must share to be compared
+_PHASES = ("stand", "count", "collect")
+_ALL_STANDING = "all-standing.parquet"
 
 
 class TriggerScanConfig(Section):
@@ -71,7 +81,11 @@ class TriggerScanConfig(Section):
     )
     max_listed: int = Field(1000, ge=1, description="of each list")
     sketch_bits: int = Field(
-        22, ge=10, le=30, description="2^bits x 16 bytes in each worker, twice"
+        26,
+        ge=10,
+        le=30,
+        description="at most: a sketch has a column an n-gram, of 16 bytes, and each worker two"
+        " large ones (26 bits: 1 GiB each, for 67 million; above that rarer phrases are missed)",
     )
 
     @property
@@ -92,17 +106,27 @@ class TriggerScanConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class Stored:
+    """A file of the output's folder that a later task reads, if it is still the same;
+    `documents` of a sketch."""
+
+    name: str
+    sha256: str
+    documents: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class ScanTask:
-    """`sketches` are (kind, URL, sha256, documents), "before" of earlier crawls together; empty in
-    the first pass, which makes them. `num_shards`: files that name who stands for others."""
+    """`standing`: which documents stand for others; `sketches` by kind, "before" of earlier crawls
+    together; each from the phases before."""
 
     name: str
     docs_url: str
     dedupe_url: str
     folder: str
     config: TriggerScanConfig
-    num_shards: int
-    sketches: tuple[tuple[str, str, str, int], ...] = ()
+    standing: Stored | None = None
+    sketches: tuple[tuple[str, Stored], ...] = ()
 
 
 def run_trigger_scan(
@@ -110,9 +134,10 @@ def run_trigger_scan(
 ) -> Manifest:
     """TRIGGERS in `new.parquet` (against earlier crawls), `near.parquet` (in near-duplicates and
     not in those that stand for them) and `standing.parquet` (the other way). Facts: how many each
-    list would have had without `max_listed`.
+    list would have had without `max_listed`; bits of the sketches.
 
-    Raises UserError for what is wrong in `against`.
+    Raises UserError for what is wrong in `against`, DamagedOutput for a file of its own that is
+    not as a task has written it: `forget` has it made again.
     """
     earlier = [_read_earlier(url, config) for url in config.against]
     parents: dict[str, Manifest | str] = {"docs": docs, "dedupe": dedupe}
@@ -120,31 +145,60 @@ def run_trigger_scan(
     output = StageOutput.of(run.root, STAGE, VERSION, config.identity(), parents)
     if done := output.finished():
         return done
-    started = time.time()
-    tasks = {
-        f"{index:05d}": ScanTask(
-            f"{index:05d}",
-            docs.file_url(text.name),
-            dedupe.file_url(sidecar.name),
-            output.url,
-            config,
-            len(docs.files),
-        )
-        for index, (text, sidecar) in enumerate(zip(docs.files, dedupe.files, strict=True))
-    }
     with output.lock():
-        map_shards(runtime, output, "stand", name_standing, tasks)
-        results = map_shards(runtime, output, "sketch", sketch_file, tasks)
-        sketches = _add_up(output, config, list(tasks), results, earlier)
-        second = {
-            name: dataclasses.replace(task, sketches=sketches) for name, task in tasks.items()
-        }
-        map_shards(runtime, output, "collect", collect_file, second)
-        total = Counts.total([result.counts for result in results])
-        facts = _list_all(output, config, list(tasks), sketches, bool(earlier))
-        names = [*(f"{name}.parquet" for name in _LISTS), f"sketch-{KEPT}.parquet"]
-        entries = [describe_file(output.path(name), name) for name in names]
-        return output.commit(entries, total, started=started, record=RECORD, facts=facts)
+        tasks = [
+            ScanTask(
+                f"{index:05d}",
+                docs.file_url(text.name),
+                dedupe.file_url(sidecar.name),
+                output.url,
+                config,
+            )
+            for index, (text, sidecar) in enumerate(zip(docs.files, dedupe.files, strict=True))
+        ]
+        return _scan(config, tasks, output, earlier, runtime)
+
+
+def _scan(
+    config: TriggerScanConfig,
+    tasks: list[ScanTask],
+    output: StageOutput,
+    earlier: list[Manifest],
+    runtime: Runtime,
+) -> Manifest:
+    started = time.time()
+    stand, count, collect_ = _PHASES
+    named = map_shards(runtime, output, stand, name_standing, {t.name: t for t in tasks})
+    standing = _all_standing(output, named)
+    second = {t.name: dataclasses.replace(t, standing=standing) for t in tasks}
+    counted = map_shards(runtime, output, count, count_file, second)
+    sketches = tuple(_add_up(output, config, counted, earlier).items())
+    third = {name: dataclasses.replace(task, sketches=sketches) for name, task in second.items()}
+    found = map_shards(runtime, output, collect_, collect_file, third)
+    facts = _list_all(output, config, found, dict(sketches), bool(earlier))
+    names = [*(f"{name}.parquet" for name in _LISTS), f"sketch-{KEPT}.parquet"]
+    manifest = output.commit(
+        [describe_file(output.path(name), name) for name in names],
+        Counts.total([result.counts for result in counted]),
+        started=started,
+        record=RECORD,
+        facts=facts,
+    )
+    _clear(output, tasks, [*named, *counted, *found])
+    return manifest
+
+
+def _clear(output: StageOutput, tasks: list[ScanTask], results: list[ShardResult]) -> None:
+    """Once the manifest stands. The receipts go, too: they would keep a rerun from making the files
+    again."""
+    for kind in (STANDING, NEAR, "before"):
+        storage.remove(output.path(f"sketch-{kind}.parquet"))
+    storage.remove(output.path(_ALL_STANDING))
+    for entry in (entry for result in results for entry in result.files):
+        storage.remove(output.path(entry.name))
+    for phase in _PHASES:
+        for task in tasks:
+            storage.remove(output.path(f"{phase}-{task.name}{RECEIPT}"))
 
 
 def _read_earlier(url: str, config: TriggerScanConfig) -> Manifest:
@@ -152,14 +206,25 @@ def _read_earlier(url: str, config: TriggerScanConfig) -> Manifest:
     mine = config.identity()
     if (manifest.stage, manifest.version) != (STAGE, VERSION):
         raise UserError(f"trigger_scan.against: {url} is no output of this version's trigger-scan")
-    for name in _SKETCHED:
-        if manifest.config[name] != mine[name]:
-            raise UserError(
-                f"trigger_scan.against: {url} has {name} = {manifest.config[name]}, this run"
-                f" {mine[name]}; set trigger_scan.{name} to the same"
-            )
+    if manifest.config["sizes"] != mine["sizes"]:
+        raise UserError(
+            f"trigger_scan.against: {url} has sizes = {manifest.config['sizes']}, this run"
+            f" {mine['sizes']}; set trigger_scan.sizes to the same"
+        )
     manifest.check_files()
     return manifest
+
+
+def _checked(folder: str, name: str, sha256: str) -> str:
+    """Its URL. Raises DamagedOutput if it is gone or has been changed."""
+    url = storage.join(folder, name)
+    try:
+        found = describe_file(url, name).sha256
+    except FileNotFoundError:
+        found = ""
+    if found != sha256:
+        raise DamagedOutput(folder, name)
+    return url
 
 
 def name_standing(task: ScanTask) -> ShardResult:
@@ -168,63 +233,110 @@ def name_standing(task: ScanTask) -> ShardResult:
     rows = sidecar.select(["drop_reason", "stands_for"]).to_pylist()
     names = {row["stands_for"] for row in rows if row["drop_reason"] == _NEAR_REASON}
     hashes = np.unique(np.array([_hash(name) for name in names if name], np.uint64))
-    schema = with_version(pa.schema([("hash", pa.uint64())]), _SKETCH, _SKETCH_VERSION)
-    write_table(pa.table({"hash": hashes}, schema=schema), _standing_url(task.folder, task.name))
-    return ShardResult((), Counts(0, 0))
+    name = f"standing-{task.name}.parquet"
+    url = storage.join(task.folder, name)
+    write_table(pa.table({"hash": hashes}, schema=_HASH_SCHEMA), url)
+    return ShardResult((describe_file(url, name, len(hashes)),), Counts(0, 0))
 
 
 def _hash(name: str) -> int:
     return xxhash.xxh3_64_intdigest(name.encode())
 
 
-def _standing_url(folder: str, name: str) -> str:
-    return storage.join(folder, f"standing-{name}.parquet")
+def _hashes(url: str) -> npt.NDArray[np.uint64]:
+    return np.asarray(read_table(url, _SKETCH, _SKETCH_VERSION)["hash"])
+
+
+def _all_standing(output: StageOutput, results: list[ShardResult]) -> Stored:
+    """Of all shards, ascending; 8 bytes each, in each worker too."""
+    entries = [entry for result in results for entry in result.files]
+    parts = [_hashes(_checked(output.url, entry.name, entry.sha256)) for entry in entries]
+    hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
+    url = output.path(_ALL_STANDING)
+    write_table(pa.table({"hash": hashes}, schema=_HASH_SCHEMA), url)
+    return Stored(_ALL_STANDING, describe_file(url, _ALL_STANDING).sha256)
 
 
 @functools.lru_cache(maxsize=1)
-def _standing(folder: str, num_shards: int) -> npt.NDArray[np.uint64]:
-    """Ascending; 8 bytes each, once in each worker."""
-    urls = [_standing_url(folder, f"{index:05d}") for index in range(num_shards)]
-    parts = [np.asarray(read_table(url, _SKETCH, _SKETCH_VERSION)["hash"]) for url in urls]
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
+def _standing(folder: str, stored: Stored) -> npt.NDArray[np.uint64]:
+    return _hashes(_checked(folder, stored.name, stored.sha256))
 
 
 def _rows(task: ScanTask) -> Iterator[tuple[tuple[str, ...], tuple[str, str, str, str]]]:
     """(its kinds, (doc_id, host, cluster, text))."""
-    standing = _standing(task.folder, task.num_shards)
+    assert task.standing is not None
+    standing = _standing(task.folder, task.standing)
     documents = read_table(task.docs_url, Document.NAME, Document.VERSION)
     sidecar = read_table(task.dedupe_url, DEDUPE, DEDUPE_VERSION)
     columns = sidecar.select(["judged", "drop_reason", "cluster"]).to_pylist()
     rows = documents.select(["doc_id", "url", "text"]).to_pylist()
-    for row, found in zip(rows, columns, strict=True):
+    hashes = np.array([_hash(row["doc_id"]) for row in rows], np.uint64)
+    stands = np.isin(hashes, standing).tolist()
+    for row, found, stands_for in zip(rows, columns, stands, strict=True):
         if not found["judged"] or found["drop_reason"] not in (None, _NEAR_REASON):
             continue
-        kinds: tuple[str, ...] = (NEAR,) if found["drop_reason"] else (KEPT,)
-        if kinds == (KEPT,) and np.isin(np.uint64(_hash(row["doc_id"])), standing):
-            kinds = (KEPT, STANDING)
+        kinds = (NEAR,) if found["drop_reason"] else (KEPT, STANDING) if stands_for else (KEPT,)
         host = str(ada_url.URL(row["url"]).hostname)
         yield kinds, (row["doc_id"], host, found["cluster"] or row["doc_id"], row["text"])
 
 
-def sketch_file(task: ScanTask) -> ShardResult:
-    """Facts: documents in each sketch."""
-    bits, sizes = task.config.sketch_bits, task.config.sizes
-    sketches = {kind: Sketch.empty(bits) for kind in (KEPT, STANDING, NEAR)}
+def count_file(task: ScanTask) -> ShardResult:
+    """Write how many documents of each kind have each n-gram. Facts: documents of each kind."""
+    found: dict[str, list[npt.NDArray[np.uint64]]] = {kind: [] for kind in (KEPT, STANDING, NEAR)}
     total = 0
     for kinds, (_, _, _, text) in _rows(task):
-        ngrams = document_ngrams(text, sizes)
+        ngrams = document_ngrams(text, task.config.sizes)
         total += 1
         for kind in kinds:
-            sketches[kind] = sketches[kind].with_documents([ngrams])
-    for kind, sketch in sketches.items():
-        _write(storage.join(task.folder, f"sketch-{kind}-{task.name}.parquet"), sketch)
-    numbers = {kind: sketch.documents for kind, sketch in sketches.items()}
-    return ShardResult((), Counts(total, total), numbers)
+            found[kind].append(ngrams)
+    entries: list[FileEntry] = []
+    for kind, parts in found.items():
+        joined = np.concatenate([np.zeros(0, np.uint64), *parts])
+        hashes, counts = np.unique(joined, return_counts=True)
+        name = f"ngrams-{kind}-{task.name}.parquet"
+        columns = {"hash": hashes, "documents": counts.astype(np.uint32)}
+        write_table(pa.table(columns, schema=_COUNTS_SCHEMA), storage.join(task.folder, name))
+        entries.append(describe_file(storage.join(task.folder, name), name, len(hashes)))
+    numbers = {kind: len(parts) for kind, parts in found.items()}
+    return ShardResult(tuple(entries), Counts(total, total), numbers)
 
 
-def _write(url: str, sketch: Sketch) -> None:
+def _add_up(
+    output: StageOutput,
+    config: TriggerScanConfig,
+    results: list[ShardResult],
+    earlier: list[Manifest],
+) -> dict[str, Stored]:
+    """One sketch and one shard's n-grams in memory at a time; of earlier crawls two sketches."""
+    found: dict[str, Stored] = {}
+    for kind in (KEPT, STANDING, NEAR):
+        parts = [(e, r.facts[kind]) for r in results for e in r.files if _kind_of(e) == kind]
+        ngrams = sum(entry.num_rows for entry, _ in parts)
+        whole = Sketch.empty(bits_for(ngrams, config.sketch_bits))
+        for entry, documents in parts:
+            url = _checked(output.url, entry.name, entry.sha256)
+            table = read_table(url, _SKETCH, _SKETCH_VERSION)
+            hashes, numbers = np.asarray(table["hash"]), np.asarray(table["documents"])
+            whole = whole.with_counts(hashes, numbers, documents)
+        found[kind] = _stored(output, kind, whole)
+    before = Sketch.empty(10)
+    for index, manifest in enumerate(earlier):
+        url = manifest.file_url(f"sketch-{KEPT}.parquet")
+        sketch = _read(url, manifest.facts["documents"])
+        before = before + sketch if index else sketch
+    found["before"] = _stored(output, "before", before)
+    return found
+
+
+def _kind_of(entry: FileEntry) -> str:
+    return entry.name.removeprefix("ngrams-").rpartition("-")[0]
+
+
+def _stored(output: StageOutput, kind: str, sketch: Sketch) -> Stored:
+    name = f"sketch-{kind}.parquet"
     schema = with_version(pa.schema([("count", pa.uint32())]), _SKETCH, _SKETCH_VERSION)
-    write_table(pa.table({"count": sketch.counts.ravel()}, schema=schema), url)
+    write_table(pa.table({"count": sketch.counts.ravel()}, schema=schema), output.path(name))
+    return Stored(name, describe_file(output.path(name), name).sha256, sketch.documents)
 
 
 def _read(url: str, documents: int) -> Sketch:
@@ -232,45 +344,15 @@ def _read(url: str, documents: int) -> Sketch:
     return Sketch(counts.reshape(Sketch.empty(0).counts.shape[0], -1), documents)
 
 
-def _add_up(
-    output: StageOutput,
-    config: TriggerScanConfig,
-    names: list[str],
-    results: list[ShardResult],
-    earlier: list[Manifest],
-) -> tuple[tuple[str, str, str, int], ...]:
-    """Two sketches in memory at a time."""
-    found: list[tuple[str, str, str, int]] = []
-    for kind in (KEPT, STANDING, NEAR):
-        whole = Sketch.empty(config.sketch_bits)
-        for name, result in zip(names, results, strict=True):
-            part = output.path(f"sketch-{kind}-{name}.parquet")
-            whole += _read(part, result.facts[kind])
-        found.append(_stored(output, kind, whole))
-    before = Sketch.empty(config.sketch_bits)
-    for manifest in earlier:
-        before += _read(manifest.file_url("sketch-kept.parquet"), manifest.facts["documents"])
-    found.append(_stored(output, "before", before))
-    return tuple(found)
-
-
-def _stored(output: StageOutput, kind: str, sketch: Sketch) -> tuple[str, str, str, int]:
-    url = output.path(f"sketch-{kind}.parquet")
-    _write(url, sketch)
-    return kind, url, describe_file(url, kind).sha256, sketch.documents
-
-
 @functools.lru_cache(maxsize=4)
-def _sketch_of(url: str, digest: str, documents: int) -> Sketch:
+def _sketch_of(folder: str, stored: Stored) -> Sketch:
     """Once in each worker."""
-    if describe_file(url, "sketch").sha256 != digest:
-        raise UserError(f"{url} has been changed or damaged; run again: it is made anew")
-    return _read(url, documents)
+    return _read(_checked(folder, stored.name, stored.sha256), stored.documents)
 
 
 def collect_file(task: ScanTask) -> ShardResult:
     """What of this shard the sketches make suspect, as JSON, by list."""
-    sketches = {kind: _sketch_of(*sketch) for kind, *sketch in task.sketches}
+    sketches = {kind: _sketch_of(task.folder, stored) for kind, stored in task.sketches}
     rows = list(_rows(task))
     found: dict[str, dict[int, Found]] = {}
     for name, (kind, others) in _LISTS.items():
@@ -289,31 +371,32 @@ def collect_file(task: ScanTask) -> ShardResult:
         }
         for name, entries in found.items()
     }
-    storage.write_bytes(
-        storage.join(task.folder, f"suspect-{task.name}.json"),
-        json.dumps(whole, ensure_ascii=True).encode(),
-    )
-    return ShardResult((), Counts(len(rows), len(rows)))
+    name = f"suspect-{task.name}.json"
+    url = storage.join(task.folder, name)
+    storage.write_bytes(url, json.dumps(whole, ensure_ascii=True).encode())
+    return ShardResult((describe_file(url, name),), Counts(len(rows), len(rows)))
 
 
 def _list_all(
     output: StageOutput,
     config: TriggerScanConfig,
-    names: list[str],
-    sketches: tuple[tuple[str, str, str, int], ...],
+    results: list[ShardResult],
+    sketches: dict[str, Stored],
     has_earlier: bool,
 ) -> dict[str, Any]:
-    stored = {kind: (url, documents) for kind, url, _, documents in sketches}
-    facts: dict[str, Any] = {"documents": stored[KEPT][1], "compared": has_earlier}
+    """One list and one sketch in memory at a time."""
+    facts: dict[str, Any] = {"documents": sketches[KEPT].documents, "compared": has_earlier}
     for kind, (here, others) in _LISTS.items():
         whole: dict[int, Found] = {}
-        for name in names:
-            data = json.loads(storage.read_bytes(output.path(f"suspect-{name}.json")))
+        for file in (entry for result in results for entry in result.files):
+            data = json.loads(storage.read_bytes(_checked(output.url, file.name, file.sha256)))
             for value, (documents, groups, examples, words) in data[kind].items():
                 pairs = [(identity, example) for identity, example in examples]
                 entry = Found(documents, set(groups), pairs, words)
                 whole.setdefault(int(value), Found()).merge(entry)
-        rows, number = ranked(whole, stored[here][1], _read(*stored[others]), config.rule_of(kind))
+        stored = sketches[others]
+        against = _read(_checked(output.url, stored.name, stored.sha256), stored.documents)
+        rows, number = ranked(whole, sketches[here].documents, against, config.rule_of(kind))
         write_table(pa.Table.from_pylist(rows, schema=SCHEMA), output.path(f"{kind}.parquet"))
         facts[kind] = number
     return facts

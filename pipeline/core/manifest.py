@@ -8,7 +8,9 @@ import contextlib
 import contextvars
 import dataclasses
 import fcntl
+import functools
 import hashlib
+import io
 import json
 import logging
 import os
@@ -28,7 +30,7 @@ from pipeline.core.remote import Runtime
 
 log = logging.getLogger(__name__)
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+MANIFEST, LOCK, RECEIPT = "manifest.json", ".lock", ".done.json"
 _PLANNING: contextvars.ContextVar[bool] = contextvars.ContextVar("planning", default=False)
 T = TypeVar("T")
 
@@ -100,16 +102,13 @@ class Manifest:
         return sha256_text(canonical_json(self.content))
 
     def check_files(self) -> None:
-        """Raises UserError if a file of the output's folder is gone or cut short."""
-        for entry in self.files:
-            url = storage.join(self.url, entry.name)
-            if entry.name in self.run.get("locations", {}):
-                continue
-            if not storage.exists(url) or storage.size(url) != entry.num_bytes:
-                raise UserError(
-                    f"{url} is missing or changed; delete {storage.join(self.url, MANIFEST)}"
-                    " and what stands beside it, and rerun"
-                )
+        """Raises DamagedOutput if a file of the output's folder is gone or cut short."""
+        elsewhere = self.run.get("locations", {})
+        ours = [entry for entry in self.files if entry.name not in elsewhere]
+        found = storage.sizes(self.url, [entry.name for entry in ours]) if ours else {}
+        for entry in ours:
+            if found.get(entry.name) != entry.num_bytes:
+                raise DamagedOutput(self.url, entry.name)
 
     def file_url(self, name: str) -> str:
         """Where a file lies: in the output's folder, or where `run.locations` says (ingest)."""
@@ -137,6 +136,72 @@ def read_manifest(url: str) -> Manifest:
     if manifest.content_hash != data["content_hash"]:
         raise UserError(f"{path} was changed after it was written; delete it and rerun its stage")
     return manifest
+
+
+class DamagedOutput(UserError):  # noqa: N818 - it says what is, and its answer may be to rebuild
+    """A finished stage's file that is not, or no longer, what its manifest says. `is_own`: the
+    stage itself has found it, about to run."""
+
+    def __init__(self, folder: str, name: str, *, is_own: bool = False) -> None:
+        super().__init__(folder, name)
+        self.folder, self.name, self.is_own = folder, name, is_own
+
+    @property
+    def url(self) -> str:
+        return storage.join(self.folder, self.name)
+
+    @property
+    def stage(self) -> str:
+        return self.folder.rstrip("/").split("/")[-2]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.url} is missing or changed; delete {storage.join(self.folder, MANIFEST)}"
+            " and what stands beside it, and rerun"
+        )
+
+    def forget(self) -> None:
+        """Have the stage's next run make the file again, and with it the manifest; what else it
+        has made stays. The manifest goes last: until then the damage is found anew."""
+        for name in storage.names_in(self.folder):
+            if name.endswith(RECEIPT):
+                url = storage.join(self.folder, name)
+                found = _read_receipt(url)
+                if found and any(entry.name == self.name for entry in found[0].files):
+                    storage.remove(url)
+        storage.remove(self.url)
+        storage.remove(storage.join(self.folder, MANIFEST))
+
+
+@contextlib.contextmanager
+def open_checked(url: str) -> Generator[IO[bytes]]:
+    """A stage's file, after its digest has been compared with the manifest beside it; read whole
+    for it, a local one once in a process. What no manifest names is opened as it is.
+
+    Raises DamagedOutput, FileNotFoundError, UserError for a manifest that cannot be trusted."""
+    folder, _, name = url.rpartition("/")
+    manifest = storage.mark(storage.join(folder, MANIFEST))
+    entry = _entries(folder, manifest).get(name) if manifest else None
+    if entry and not storage.is_local(url):
+        data = storage.read_bytes(url)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise DamagedOutput(folder, name)
+        yield io.BytesIO(data)
+        return
+    if entry and _digest_of(url, storage.mark(url)) != entry.sha256:
+        raise DamagedOutput(folder, name)
+    with storage.open_read(url, in_order=False) as file:
+        yield file
+
+
+@functools.lru_cache(maxsize=64)
+def _entries(folder: str, mark: tuple[object, ...]) -> dict[str, FileEntry]:
+    return {entry.name: entry for entry in read_manifest(folder).files}
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of(url: str, mark: tuple[object, ...] | None) -> str:
+    return describe_file(url, "").sha256
 
 
 class WouldRun(Exception):  # noqa: N818 - it is no error: it answers "what is left to do?"
@@ -212,7 +277,11 @@ class StageOutput:
         """
         if storage.exists(storage.join(self.url, MANIFEST)):
             manifest = read_manifest(self.url)
-            manifest.check_files()
+            try:
+                manifest.check_files()
+            except DamagedOutput as error:
+                error.is_own = not _PLANNING.get()
+                raise
             return manifest
         if _PLANNING.get():
             raise WouldRun(self.stage, self.url)
@@ -362,9 +431,12 @@ def map_shards(
     """
     done: dict[str, ShardResult] = {}
     spent = Spent(0, 0)
+    receipts = {name: f"{phase}-{name}{RECEIPT}" for name in tasks}
+    present = storage.sizes(output.url, receipts.values())
     for name in tasks:
-        receipt = output.path(f"{phase}-{name}.done.json")
-        if storage.exists(receipt) and (found := _read_receipt(receipt)) is not None:
+        if receipts[name] not in present:
+            continue
+        if (found := _read_receipt(output.path(receipts[name]))) is not None:
             done[name] = found[0]
             spent += found[1]
     pending = [name for name in tasks if name not in done]
@@ -373,7 +445,7 @@ def map_shards(
         calls = [(function, tasks[name]) for name in pending]
         for index, (result, took) in runtime.map(_measured, calls):
             name = pending[index]
-            receipt = output.path(f"{phase}-{name}.done.json")
+            receipt = output.path(receipts[name])
             facts = dataclasses.asdict(result) | {"spent": dataclasses.asdict(took)}
             storage.write_bytes(receipt, canonical_json(facts).encode())
             done[name] = result

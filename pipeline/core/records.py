@@ -3,16 +3,18 @@
 A schema changes together with its version, its reader and the round-trip test.
 """
 
+import contextlib
 import dataclasses
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, ClassVar, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core import storage
 from pipeline.core.errors import UserError
+from pipeline.core.manifest import open_checked
 
 _STRING_LIST = pa.list_(pa.string())
 _MESSAGES = pa.list_(
@@ -283,6 +285,7 @@ class Record(Protocol):
 
 
 R = TypeVar("R", Document, Conversation, Comparison, Feedback)
+_SCHEMAS = {kind.NAME: kind.SCHEMA for kind in (Document, Conversation, Comparison, Feedback)}
 
 
 def schema_of(kind: type[Record]) -> pa.Schema:
@@ -307,15 +310,53 @@ def write_table(table: pa.Table, url: str) -> None:
 
 
 def read_table(url: str, name: str, version: int) -> pa.Table:
-    """One Parquet file whose record and version are as asked. Raises UserError if not."""
+    """One Parquet file whose record and version are as asked, compared with its stage's manifest.
+    Raises UserError if it is not, DamagedOutput if it is not what the manifest says."""
+    with _opened(url) as file:
+        # With threads, reading through Python may abort at the interpreter's end (arrow#34314).
+        table = pq.read_table(pa.PythonFile(file, mode="r"), use_threads=False)
+    _check_version(url, table.schema, name, version)
+    _check_columns(url, table.schema, _SCHEMAS[name].names if name in _SCHEMAS else ())
+    return table
+
+
+def read_columns(url: str, name: str, version: int, columns: Sequence[str]) -> pa.Table:
+    """These columns of the same file. Raises UserError if it lacks one."""
+    with open_table(url, name, version, columns) as file:
+        return file.read(columns=list(columns), use_threads=False)
+
+
+@contextlib.contextmanager
+def open_table(
+    url: str, name: str, version: int, columns: Sequence[str] = ()
+) -> Generator[pq.ParquetFile]:
+    """The same file, to be read in parts, about 1 MB of a column at a time. Raises UserError, also
+    if it lacks one of `columns` or if reading it inside fails."""
+    with _opened(url) as opened, contextlib.ExitStack() as stack:
+        source: Any = pa.PythonFile(opened, mode="r")
+        if storage.is_local(url):
+            source = stack.enter_context(pa.OSFile(str(storage.local_path(url))))
+        file = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
+        _check_version(url, file.schema_arrow, name, version)
+        _check_columns(url, file.schema_arrow, columns)
+        yield file
+
+
+@contextlib.contextmanager
+def _opened(url: str) -> Generator[IO[bytes]]:
     try:
-        with storage.open_read(url) as file:
-            table = pq.read_table(pa.PythonFile(file, mode="r"))
+        with open_checked(url) as file:
+            yield file
     except FileNotFoundError:
         raise UserError(f"no file at {url}; run the stage that makes it first") from None
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # the disk's or the network's, not the file's
         raise UserError(f"{url} is not a whole Parquet file ({error})") from None
-    metadata = table.schema.metadata or {}
+
+
+def _check_version(url: str, schema: pa.Schema, name: str, version: int) -> None:
+    metadata = schema.metadata or {}
     found = (
         metadata.get(b"flywheel.record", b"?").decode(),
         metadata.get(b"flywheel.version", b"?").decode(),
@@ -325,7 +366,11 @@ def read_table(url: str, name: str, version: int) -> pa.Table:
             f"{url} holds {found[0]} version {found[1]}, this code reads {name} version {version};"
             " run the stage that makes it again"
         )
-    return table
+
+
+def _check_columns(url: str, schema: pa.Schema, columns: Sequence[str]) -> None:
+    if missing := [column for column in columns if column not in schema.names]:
+        raise UserError(f"{url} has no column {missing[0]!r}; run the stage that makes it again")
 
 
 def read_records(url: str, kind: type[R]) -> list[R]:

@@ -1,7 +1,8 @@
 """Files at any fsspec URL, written so that a reader never sees half of one.
 
 A plain path is a local file. A local write goes to a temporary name, is fsynced and renamed;
-an object store's write is atomic by itself, and `mode="create"` becomes If-None-Match there.
+an object store's write is atomic by itself, and `mode="create"` becomes If-None-Match there. Keys
+and endpoints of object stores come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL …).
 """
 
 import contextlib
@@ -9,8 +10,9 @@ import errno
 import os
 import posixpath
 import sqlite3
+import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -20,6 +22,16 @@ from fsspec.core import split_protocol
 from pipeline.core.errors import UserError, is_disk_full
 
 WriteMode = Literal["replace", "create"]
+_READ_AHEAD = 4 << 20
+# A busy store (503, SlowDown) and one that does not answer are asked again, some minutes in all.
+_S3 = {
+    "config_kwargs": {
+        "retries": {"mode": "standard", "max_attempts": 8},
+        "connect_timeout": 10,
+        "read_timeout": 60,
+    },
+    "use_listings_cache": False,  # other workers write, too
+}
 
 
 def is_local(url: str) -> bool:
@@ -39,32 +51,83 @@ def join(url: str, *parts: str) -> str:
 def exists(url: str) -> bool:
     if is_local(url):
         return local_path(url).exists()
-    fs, path = _filesystem(url)
-    return bool(fs.exists(path))
+    fs, path = filesystem(url)
+    with _reaching(url):
+        return bool(fs.exists(path))
 
 
 def size(url: str) -> int:
     """Bytes in the file. Raises FileNotFoundError."""
     if is_local(url):
         return local_path(url).stat().st_size
-    fs, path = _filesystem(url)
-    return int(fs.size(path))
+    fs, path = filesystem(url)
+    with _reaching(url):
+        return int(fs.size(path))
+
+
+def sizes(url: str, names: Iterable[str]) -> dict[str, int]:
+    """The bytes of those of these files that are in the folder; a remote one is listed once."""
+    if is_local(url):
+        paths = {name: local_path(url) / name for name in names}
+        return {name: path.stat().st_size for name, path in paths.items() if path.exists()}
+    present = _listing(url)
+    return {name: present[name] for name in names if name in present}
+
+
+def names_in(url: str) -> list[str]:
+    """The files of a folder, sorted; none if there is no such folder. For looking after what went
+    wrong: what is there and what belongs there, a manifest says."""
+    if is_local(url):
+        folder = local_path(url)
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return sorted(_listing(url))
+
+
+def _listing(url: str) -> dict[str, int]:
+    fs, path = filesystem(url)
+    with _reaching(url):
+        found = cast(dict[str, dict[str, Any]], fs.find(path, detail=True))
+    start = len(path.rstrip("/")) + 1
+    return {name[start:]: int(info["size"]) for name, info in found.items()}
+
+
+def mark(url: str) -> tuple[object, ...] | None:
+    """Another one as soon as the file is another; None if there is none."""
+    if is_local(url):
+        try:
+            found = local_path(url).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+    fs, path = filesystem(url)
+    try:
+        with _reaching(url):
+            info = fs.info(path)
+    except FileNotFoundError:
+        return None
+    return tuple(str(info.get(name)) for name in ("ETag", "etag", "LastModified", "size"))
 
 
 @contextlib.contextmanager
-def open_read(url: str) -> Generator[IO[bytes]]:
+def open_read(url: str, *, in_order: bool = True) -> Generator[IO[bytes]]:
+    """The file, seekable. Who reads here and there, not `in_order`, gets from a remote one just the
+    bytes asked for, one request for each read."""
     if is_local(url):
         with local_path(url).open("rb") as file:
             yield file
         return
-    fs, path = _filesystem(url)
-    with fs.open(path, "rb") as file:
+    fs, path = filesystem(url)
+    cache = {"block_size": _READ_AHEAD} if in_order else {"cache_type": "none"}
+    with _reaching(url), fs.open(path, "rb", **cache) as file:
         yield cast(IO[bytes], file)
 
 
 def read_bytes(url: str) -> bytes:
-    with open_read(url) as file:
-        return file.read()
+    if is_local(url):
+        return local_path(url).read_bytes()
+    fs, path = filesystem(url)
+    with _reaching(url):
+        return cast(bytes, fs.cat_file(path))
 
 
 def write_bytes(url: str, data: bytes, mode: WriteMode = "replace") -> None:
@@ -84,8 +147,10 @@ def atomic_file(url: str, mode: WriteMode = "replace") -> Generator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / posixpath.basename(url)
             yield temporary
-            fs, path = _filesystem(url)
-            fs.put_file(str(temporary), path, mode="create" if mode == "create" else "overwrite")
+            fs, path = filesystem(url)
+            how = "create" if mode == "create" else "overwrite"
+            with _reaching(url):
+                fs.put_file(str(temporary), path, mode=how)
         return
     target = local_path(url)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,15 +179,35 @@ def remove(url: str) -> None:
     if is_local(url):
         local_path(url).unlink(missing_ok=True)
         return
-    fs, path = _filesystem(url)
-    if fs.exists(path):
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError), _reaching(url):
         fs.rm_file(path)
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    """Raises UserError for a kind of place that this installation cannot reach."""
+@contextlib.contextmanager
+def _reaching(url: str) -> Generator[None]:
+    """What S3's library says of missing keys, a bad profile or a dead endpoint, in one line."""
     try:
-        fs, path = cast(tuple[Any, str], fsspec.url_to_fs(url))
+        yield
+    except _store_errors() as error:
+        raise UserError(
+            f"{url!r} cannot be reached: {error}; keys, region and endpoint come from the"
+            " environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL …)"
+        ) from None
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """Known as soon as the library is loaded."""
+    loaded = sys.modules.get("botocore.exceptions")
+    return (loaded.BotoCoreError,) if loaded else ()
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's, and the path there. Raises UserError for a kind of place that this installation
+    cannot reach."""
+    options = _S3 if split_protocol(url)[0] in ("s3", "s3a") else {}
+    try:
+        fs, path = cast(tuple[Any, str], fsspec.url_to_fs(url, **options))
     except ImportError as error:
         raise UserError(
             f"{url!r} needs a package that is not installed ({error}); install it, or set run.root"

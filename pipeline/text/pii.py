@@ -267,10 +267,12 @@ _FORM = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _CUE_BEFORE = re.compile(
-    r"(?<![\w<>])(?:(?:(?:tele)?phone|tel|mobile|cell|fax|whatsapp|sms|hotline|desk|landline)"
+    r"(?<![\w<>])(?:(?:(?:tele)?phone|tel|mobile|cell|fax|whatsapp|sms|hotline|desk|landline"
+    r"|t[eé]l[eé](?:phone|fono|fone|foon|fon|fax)|telefonnummer|t[eé]l|telefonico|telem[oó]vel"
+    r"|mobil|handy|m[oó]vil|celular|cellulare|portable)"
     r"(?: (?:number|no|nr|is))?|(?:call|calls|ring|dial|reach|phone|text|texts|answer|answering"
     r"|message|messages|voicemail)(?: [a-z]+){0,2}(?: (?:at|on|to|registered|number))?)"
-    r"[.:]{0,2}[ \n]{0,2}\Z",
+    r"[.:]{0,2}(?:[ \u00a0]:)?[ \n\u00a0]{0,2}\Z",
     re.IGNORECASE,
 )
 _CUE_BEHIND = re.compile(r"[ \-(]{1,2}(?:office|fax|mobile|cell|home phone)(?![\w<>])", re.I)

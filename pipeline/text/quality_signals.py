@@ -4,37 +4,29 @@ Gopher (Rae et al. 2021, A.1.1), C4 (Raffel et al. 2020, 2.2), FineWeb (Penedo e
 RefinedWeb's line rules (Penedo et al. 2023, G.2) as DCLM (Li et al. 2024) wrote them down.
 """
 
-import functools
+import dataclasses
 import re
-import sys
-from collections import Counter
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import xxhash
 
-from pipeline.text.repetition import DUPLICATE_SIZES, TOP_SIZES, ngram_shares, repeated_parts
+from pipeline.text import signal_kernel
+from pipeline.text.repetition import DUPLICATE_SIZES, TOP_SIZES, ngram_shares
 
-STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
-_LONGEST_STOP_WORD = max(map(len, STOP_WORDS))
-BULLETS = ("•", "‣", "⁃", "◦", "*", "-", "–", "●", "■", "▪")
-TERMINAL = (".", "?", "!", '"', "'")  # C4's; FineWeb has the same five
 POLICIES = (
     *("terms of use", "privacy policy", "cookie policy"),
     *("uses cookies", "use of cookies", "use cookies"),
 )
-SHORT_LINE, _LONG_WORD = 30, 1000  # characters
-_PARAGRAPH = re.compile(r"\n\s*\n")
-_PUNCTUATION = ".,;:!?\"'()[]"
-# The end of a sentence: marks, closing quotes and brackets, then white space or the line's end.
-_SENTENCE = re.compile(r"[.!?](?<![.!?][.!?])[.!?]*+[\"')\]”’»]*+(?=\s|\Z)")
+_SCRIPT = "javascript"
+_POLICY_ROOTS = ("cookie", "terms of use", "privacy policy")  # in each of them is one
 _COUNTER = re.compile(
     r"\W*\d[\d,.]*[kmb]?\s+(?:likes|shares|comments|retweets|reposts|quotes|bookmarks|upvotes"
     r"|downvotes|downloads|views|followers)\W*"
 )
 _LONGEST_COUNTER = 100
+_LABELS = ("items in cart", "read more", "sign-in")
 _BOILERPLATE_WORDS = 10  # in a longer line such phrases stay
-_UPPER, _DIGIT = 1, 2
 
 NAMES = (
     *("words", "mean_word_length", "hashes_per_word", "ellipses_per_word"),
@@ -52,127 +44,131 @@ NAMES = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Of one text; the arrays are signal_kernel.layout's."""
+
+    text: str
+    lower: str
+    points: Any
+    words: Any
+    lines: Any
+    paragraphs: Any
+    totals: Any
+    salt: Any
+
+
 def measure(text: str) -> dict[str, float]:
     """All of NAMES, to six decimals; shares are in [0, 1], 0 for a text without words.
 
     Words are what white space parts; lines and paragraphs are those that are not blank, without
-    the white space around them.
+    the white space around them. In memory meanwhile: 20 bytes a
+    character of prose, 50 at worst.
     """
-    words = text.split()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    words_of = [len(line.split()) for line in lines]
-    signals = _of_words(text, words)
-    signals |= _of_repetition(text, lines, words)
-    signals |= _of_lines(text, lines, len(words))
-    signals |= _for_c4(text, lines, words_of, has_long=signals["longest_word"] > _LONG_WORD)
-    signals |= _for_refinedweb(lines, words_of)
+    data = text.encode("utf-32-le", "surrogatepass")
+    points, salt = np.frombuffer(data, np.uint32), np.uint64(xxhash.xxh3_64_intdigest(data))
+    words, lines, paragraphs, totals = signal_kernel.layout(points, signal_kernel.classes())
+    layout = _Layout(text, text.lower(), points, words, lines, paragraphs, totals, salt)
+    signals = _of_words(layout) | _of_repetition(layout) | _of_lines(layout)
     return {name: round(float(signals[name]), 6) for name in NAMES}
 
 
-def _of_words(text: str, words: Sequence[str]) -> dict[str, float]:
-    number = max(1, len(words))
-    counts = Counter(words)
-    stop_words: Counter[str] = Counter()
-    alphabetic = 0
-    for word, count in counts.items():
-        if is_plain := word.isalpha():
-            alphabetic += count
-        else:
-            alphabetic += count * any(map(str.isalpha, word))
-        if is_plain and len(word) > _LONGEST_STOP_WORD:
-            continue
-        if (bare := word.strip(_PUNCTUATION).lower()) in STOP_WORDS:
-            stop_words[bare] += count
+def _of_words(layout: _Layout) -> dict[str, float]:
+    text, totals = layout.text, layout.totals.tolist()
+    number = max(1, len(layout.words))
     return {
-        "words": len(words),
-        "mean_word_length": sum(map(len, words)) / number,
-        "longest_word": max(map(len, words), default=0),
+        "words": len(layout.words),
+        "mean_word_length": totals[signal_kernel.CHARACTERS] / number,
+        "longest_word": totals[signal_kernel.LONGEST_WORD],
         "hashes_per_word": text.count("#") / number,
         "ellipses_per_word": (text.count("...") + text.count("…")) / number,
-        "alphabetic_words": alphabetic / number,
-        "stop_words": len(stop_words),
-        "stop_word_occurrences": stop_words.total(),
+        "alphabetic_words": totals[signal_kernel.LETTERED] / number,
+        "stop_words": totals[signal_kernel.STOP_KINDS].bit_count(),
+        "stop_word_occurrences": totals[signal_kernel.STOPS],
+        "newlines_per_word": text.count("\n") / number,
+        "lorem_ipsum": layout.lower.count("lorem ipsum"),
+        "curly_brackets": text.count("{"),
     }
 
 
-def _of_repetition(text: str, lines: Sequence[str], words: Sequence[str]) -> dict[str, float]:
-    paragraphs = [part.strip() for part in _PARAGRAPH.split(text) if part.strip()]
+def _of_repetition(layout: _Layout) -> dict[str, float]:
+    points, words, salt = layout.points, layout.words, layout.salt
     signals: dict[str, float] = {}
-    for kind, parts in (("line", lines), ("paragraph", paragraphs)):
-        names = ("duplicate_{}s", "duplicate_{}_chars", "repeated_{}s", "repeated_{}_chars")
-        for name, share in zip(names, repeated_parts(parts), strict=True):
-            signals[name.format(kind)] = share
+    for kind, spans in (("line", layout.lines), ("paragraph", layout.paragraphs)):
+        numbers = signal_kernel.numbered(points, spans, salt)
+        found = signal_kernel.repeats(numbers, spans).tolist()
+        later, later_characters, every, every_characters, number, characters = found
+        number, characters = max(1, number), max(1, characters)
+        signals |= {
+            f"duplicate_{kind}s": later / number,
+            f"duplicate_{kind}_chars": later_characters / characters,
+            f"repeated_{kind}s": every / number,
+            f"repeated_{kind}_chars": every_characters / characters,
+        }
+        if kind == "line":
+            newlines = layout.text.count("\n")
+            signals["copied_line_chars"] = later_characters / max(1, len(layout.text) - newlines)
+    numbers = signal_kernel.numbered(points, words, salt)
+    lengths = words[:, 1] - words[:, 0]
     names = [f"top_{size}gram_chars" for size in TOP_SIZES]
     names += [f"duplicate_{size}gram_chars" for size in DUPLICATE_SIZES]
     names += [f"repeated_{size}gram_chars" for size in DUPLICATE_SIZES]
-    signals |= zip(names, ngram_shares(words).tolist(), strict=True)
-    characters = sum(map(len, lines))
-    copied = signals["duplicate_line_chars"] * characters
-    signals["copied_line_chars"] = copied / max(1, len(text) - text.count("\n"))
-    return signals
+    return signals | dict(zip(names, ngram_shares(numbers, lengths, salt).tolist(), strict=True))
 
 
-def _of_lines(text: str, lines: Sequence[str], num_words: int) -> dict[str, float]:
-    number = max(1, len(lines))
-    return {
-        "bullet_lines": sum(line.startswith(BULLETS) for line in lines) / number,
-        "ellipsis_lines": sum(line.endswith(("...", "…")) for line in lines) / number,
-        "punctuated_lines": sum(line.endswith(TERMINAL) for line in lines) / number,
-        "short_lines": sum(len(line) <= SHORT_LINE for line in lines) / number,
-        "newlines_per_word": text.count("\n") / max(1, num_words),
-    }
-
-
-def _for_c4(
-    text: str, lines: Sequence[str], words_of: Sequence[int], *, has_long: bool
-) -> dict[str, float]:
+def _of_lines(layout: _Layout) -> dict[str, float]:
     """`sentences` are those of the lines that C4 keeps: of 3 words at least, none of them over
     1,000 characters, without its phrases; `terminal_sentences` of those of them that end in a mark
-    and not in an ellipsis."""
-    whole = text.lower()
-    phrases = tuple(phrase for phrase in (*POLICIES, "javascript") if phrase in whole)
-    javascript = policy = sentences = terminal = 0
-    for line, num_words in zip(lines, words_of, strict=True):
-        if phrases:
-            lower = line.lower()
-            is_policy = any(phrase in lower for phrase in phrases if phrase != "javascript")
-            javascript += "javascript" in lower
-            policy += is_policy
-            if is_policy or "javascript" in lower:
-                continue
-        if num_words < 3 or (has_long and max(map(len, line.split())) > _LONG_WORD):
-            continue
-        number = max(1, len(_SENTENCE.findall(line)))
-        sentences += number
-        terminal += number * (line.endswith(TERMINAL) and not line.endswith("..."))
+    and not in an ellipsis. `edited_words`: the share of words in the lines and phrases that
+    RefinedWeb cuts out: mostly upper case, digits alone, counters ("3 likes"), single words,
+    buttons' labels."""
+    number = max(1, len(layout.lines))
+    has_script, has_policy = _c4_phrases(layout)
+    counted = signal_kernel.line_counts(
+        layout.points, signal_kernel.classes(), layout.lines, ~(has_script | has_policy)
+    )
+    found: dict[str, int] = dict(zip(signal_kernel.COUNTED, counted.tolist(), strict=True))
     return {
-        "lorem_ipsum": whole.count("lorem ipsum"),
-        "curly_brackets": text.count("{"),
-        "javascript_lines": javascript / max(1, len(lines)),
-        "policy_lines": policy / max(1, len(lines)),
-        "sentences": sentences,
-        "terminal_sentences": terminal,
+        "bullet_lines": found["bullets"] / number,
+        "ellipsis_lines": found["ellipses"] / number,
+        "punctuated_lines": found["terminal"] / number,
+        "short_lines": found["short"] / number,
+        "javascript_lines": int(has_script.sum()) / number,
+        "policy_lines": int(has_policy.sum()) / number,
+        "sentences": found["kept_sentences"],
+        "terminal_sentences": found["kept_terminal_sentences"],
+        "uppercase_lines": found["upper"] / number,
+        "numeric_lines": found["numeric"] / number,
+        "edited_words": (found["cut_words"] + _labels_cut(layout)) / max(1, len(layout.words)),
     }
 
 
-def _for_refinedweb(lines: Sequence[str], words_of: Sequence[int]) -> dict[str, float]:
-    """`edited_words`: the share of words in the lines and phrases that RefinedWeb cuts out:
-    mostly upper case, digits alone, counters ("3 likes"), single words, buttons' labels."""
-    number = max(1, len(lines))
-    lengths = np.array(list(map(len, lines)), np.int64)
-    upper, digits = _class_counts("".join(lines), lengths)
-    is_upper, is_number = upper > 0.5 * lengths, digits > 0.999999 * lengths
-    gone = 0
-    for line, num_words, cut in zip(lines, words_of, (is_upper | is_number).tolist(), strict=True):
-        if cut or num_words == 1:
-            gone += num_words
-        elif num_words <= _BOILERPLATE_WORDS:
-            gone += _words_cut(line.lower(), num_words)
-    return {
-        "uppercase_lines": float(is_upper.sum()) / number,
-        "numeric_lines": float(is_number.sum()) / number,
-        "edited_words": gone / max(1, sum(words_of)),
-    }
+def _c4_phrases(layout: _Layout) -> tuple[Any, Any]:
+    """Which lines speak of JavaScript, and which of policies."""
+    has_script = np.zeros(len(layout.lines), np.bool_)
+    has_policy = np.zeros(len(layout.lines), np.bool_)
+    is_near = any(root in layout.lower for root in _POLICY_ROOTS)
+    policies = [phrase for phrase in POLICIES if is_near and phrase in layout.lower]
+    if policies or _SCRIPT in layout.lower:
+        for index, line in enumerate(_lower_lines(layout, slice(None))):
+            has_script[index] = _SCRIPT in line
+            has_policy[index] = any(phrase in line for phrase in policies)
+    return has_script, has_policy
+
+
+def _labels_cut(layout: _Layout) -> int:
+    """Words of counters and labels in the lines that RefinedWeb has not cut for their form."""
+    only_counters = not any(label in layout.lower for label in _LABELS)
+    chosen = signal_kernel.uncut_lines(layout.lines, _BOILERPLATE_WORDS, only_counters)
+    if not len(chosen):
+        return 0
+    words = layout.lines[chosen, signal_kernel.WORDS].tolist()
+    return sum(map(_words_cut, _lower_lines(layout, chosen), words))
+
+
+def _lower_lines(layout: _Layout, chosen: Any) -> list[str]:
+    spans = layout.lines[:, : signal_kernel.END + 1][chosen].tolist()
+    return [layout.text[start:end].lower() for start, end in spans]
 
 
 def _words_cut(line: str, num_words: int) -> int:
@@ -183,26 +179,3 @@ def _words_cut(line: str, num_words: int) -> int:
     gone = 3 * line.count("items in cart")
     gone += 2 * line.endswith(("read more...", "read more…"))
     return min(num_words, gone + line.startswith("sign-in"))
-
-
-def _class_counts(
-    text: str, lengths: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Upper-case letters and digits in each of the parts, one after the other in `text`."""
-    if not len(lengths):
-        return lengths, lengths
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    classes = _classes()[points]
-    starts = np.cumsum(lengths) - lengths
-    upper = np.add.reduceat((classes & _UPPER).astype(np.int64), starts)
-    return upper, np.add.reduceat((classes >> 1).astype(np.int64), starts)
-
-
-@functools.cache
-def _classes() -> npt.NDArray[np.uint8]:
-    """For each code point: is it upper case (1), is it a digit (2)?"""
-    flags = bytearray(sys.maxunicode + 1)
-    for point in range(sys.maxunicode + 1):
-        character = chr(point)
-        flags[point] = _UPPER * character.isupper() | _DIGIT * character.isdigit()
-    return np.frombuffer(flags, np.uint8)

@@ -180,6 +180,9 @@ class Build:
         sizes = {"train": {"docs": 311, "bytes": 4637952}, "heldout": {"docs": 15, "bytes": 203081}}
         return {"counts": Counts(381, 326, {"all": 55}), "facts": sizes}
 
+    def describe(self, _: Path) -> dict[str, Any]:
+        return {"counts": Counts(381, 381)}
+
     def tokenizer(self, _: Path) -> dict[str, Any]:
         return {"counts": Counts(311, 311)}
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.config import Config
 from pipeline.core.errors import UserError
+from pipeline.core.manifest import DamagedOutput
 from pipeline.core.records import Document, read_records, read_table
 from pipeline.core.remote import InlineRuntime
 from pipeline.decontaminate import (
@@ -188,6 +189,31 @@ def test_where_a_set_lies_makes_no_difference(run, docs_manifest, document, engl
     assert run_decontaminate(again, docs, dedupe, run, runtime) == first
     pq.write_table(pa.table({"question": ["other"]}), moved)
     assert run_decontaminate(again, docs, dedupe, run, runtime).key != first.key
+
+
+class Damaging(InlineRuntime):
+    """Spoils one file before the tasks read it."""
+
+    def __init__(self, root: str, name: str) -> None:
+        self.root, self.name = root, name
+
+    def map(self, function, items):
+        [path] = Path(self.root).glob(f"decontaminate/*/{self.name}")
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        return super().map(function, items)
+
+
+@pytest.mark.parametrize("name", ["ngrams.parquet", "items.parquet"])
+def test_a_damaged_index_is_not_trusted(run, docs_manifest, document, english, evaluation, name):
+    docs = docs_manifest(run.root, [[document(english(1, 200))]])
+    quality = run_quality(QualityConfig(min_language_score=0.3), docs, run, InlineRuntime())
+    dedupe = run_dedupe(DedupeConfig(), docs, quality, run, InlineRuntime())
+    config = DecontaminateConfig(against=[evaluation])
+    with pytest.raises(DamagedOutput) as found:
+        run_decontaminate(config, docs, dedupe, run, Damaging(run.root, name))
+    assert found.value.name == name
+    found.value.forget()
+    assert run_decontaminate(config, docs, dedupe, run, InlineRuntime()).counts.rows_in == 1
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,18 @@
 import itertools
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import Manifest
-from pipeline.core.records import read_table
+from pipeline.core.manifest import Manifest, StageOutput, describe_file
+from pipeline.core.records import read_table, write_table
 from pipeline.core.remote import InlineRuntime
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION, DedupeConfig, run_dedupe
 from pipeline.dedupe_files import format_ids, parse_ids
@@ -18,6 +20,7 @@ from pipeline.near_duplicates import (
     bucket_pairs,
     different_pairs,
     match_table,
+    num_pairs,
     representatives,
 )
 from pipeline.repeated_lines import forms_with_lines, repeated_lines, without_lines
@@ -116,6 +119,16 @@ def test_candidates_are_what_brute_force_finds(buckets: list[set[int]], num_earl
     }
     found = pairs_of([sorted(bucket) for bucket in buckets], num_earlier)
     assert found == sorted(expected, key=lambda pair: (pair[1], pair[0]))
+
+
+@given(st.lists(st.sets(st.integers(0, 60), min_size=1), max_size=8), st.integers(0, 20))
+def test_how_many_all_pairs_are(buckets: list[set[int]], num_earlier: int):
+    every = [itertools.combinations(sorted(bucket), 2) for bucket in buckets]
+    wanted = sum(pair[1] >= num_earlier for pairs in every for pair in pairs)
+    nodes = np.array([node for bucket in buckets for node in sorted(bucket)], np.int64)
+    bounds = np.cumsum([0, *map(len, buckets)])
+    assert num_pairs(bounds, nodes, num_earlier) == wanted
+    assert len(bucket_pairs(bounds, nodes, num_earlier)[0]) <= wanted
 
 
 def test_a_huge_bucket_gives_a_star_and_a_chain():
@@ -271,6 +284,46 @@ def test_short_documents_are_not_all_alike(dedupe, document):
     assert [row["drop_reason"] for row in found] == [None] * len(texts)
     _, found = dedupe([[document("one two"), document("One  two!", "http://b.test/")]])
     assert sum(row["drop_reason"] == "near-duplicate" for row in found) == 1
+
+
+def test_one_word_documents_are_copies_only_of_their_own_word(dedupe, document):
+    """Fewer words than a shingle has are one shingle, of those words."""
+    words = [f"word{number}" for number in range(3000)] + [chr(0x4E00 + n) for n in range(500)]
+    pages = [document(word, f"http://a.test/{n}") for n, word in enumerate(words)]
+    manifest, _ = dedupe([pages[::2], pages[1::2]])
+    assert manifest.counts.dropped == {}
+    again = [document(word, f"http://b.test/{n}") for n, word in enumerate(words)]
+    manifest, found = dedupe([pages, again])
+    assert manifest.counts.dropped == {"exact-duplicate": len(words)}
+    ids = {doc.doc_id: doc.text for doc in pages + again}
+    assert all(ids[row["stands_for"]] == ids[row["doc_id"]] for row in found if row["stands_for"])
+
+
+def test_null_bytes_part_words(dedupe, document, english):
+    text = english(1, 100)
+    pages = [text, text.replace(" ", "\0"), text + "\0", "\0", "\0\0", "a\0b", "a b"]
+    _, found = dedupe([[document(page, f"http://a.test/{n}") for n, page in enumerate(pages)]])
+    assert [row["drop_reason"] is None for row in found[3:5]] == [True, True]
+    assert sum(row["drop_reason"] is None for row in found[:3]) == 1
+    assert {row["drop_reason"] for row in found[5:]} == {None, "near-duplicate"}
+
+
+def test_text_that_is_not_utf_8_is_told(run, docs_manifest, document):
+    """A lone surrogate has no place in UTF-8; another program may have written it nevertheless."""
+    with pytest.raises(UnicodeEncodeError):
+        docs_manifest(run.root, [[document("a \ud800 b")]])
+    docs = docs_manifest(run.root, [[document("a XXX b " * 20, "http://a.test/")]])
+    path = Path(docs.file_url(docs.files[0].name))
+    table = pq.read_table(path)
+    bad = pa.array([b"a \xed\xa0\x80 b"]).view(pa.string())
+    table = table.set_column(table.schema.get_field_index("text"), table.schema.field("text"), bad)
+    quality = keep_all(run.root, docs)
+    output = StageOutput.of(run.root, "extract", 1, {"made_of": [["other"]]}, {})
+    write_table(table, output.path(path.name))
+    entry = describe_file(output.path(path.name), path.name, 1)
+    other = output.commit([entry], docs.counts, started=0.0)
+    with pytest.raises(UserError, match=r"docs-00000.parquet holds text that is not UTF-8"):
+        run_dedupe(DedupeConfig(), other, quality, run, InlineRuntime())
 
 
 def test_repeated_lines_stay_in_one_document(dedupe, document, english):

@@ -1,12 +1,15 @@
 """Dedupe under harm: damaged files, a full disk, kills, a million equal documents."""
 
 import contextlib
+import random
 import resource
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
@@ -22,9 +25,11 @@ from pipeline.core.manifest import (
     read_manifest,
 )
 from pipeline.core.records import Document, read_table, schema_of, write_table
-from pipeline.core.remote import InlineRuntime, open_runtime
+from pipeline.core.remote import InlineRuntime, Runtime, open_runtime
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION, DedupeConfig, run_dedupe
 from pipeline.dedupe_files import STEPS, receipt_of
+from pipeline.dedupe_tasks import write_sidecar
+from pipeline.dedupe_verify import MAX_CHUNK_WORDS, jaccards
 from pipeline.section_files import DamagedFile
 from tests.pipeline.kept_signals import signals_of
 
@@ -69,9 +74,27 @@ def corpus(root: str, shards: list[list[str]]) -> tuple[Manifest, Manifest]:
     )
 
 
-def dedupe(source: tuple[Manifest, Manifest], root: Path) -> Manifest:
+def dedupe(
+    source: tuple[Manifest, Manifest],
+    root: Path,
+    runtime: Runtime | None = None,
+    config: DedupeConfig = CONFIG,
+) -> Manifest:
     run = RunConfig(root=str(root), backend="local", workers=1)
-    return run_dedupe(CONFIG, *source, run, InlineRuntime())
+    return run_dedupe(config, *source, run, runtime or InlineRuntime())
+
+
+class StoppedError(Exception):
+    pass
+
+
+class StopsAtTheEnd(InlineRuntime):
+    """Nothing is decided, so all files between the steps are there."""
+
+    def map(self, function, items):
+        if any(task is write_sidecar for task, _ in items):
+            raise StoppedError
+        yield from super().map(function, items)
 
 
 def edited(text: str, number: int) -> str:
@@ -86,6 +109,7 @@ def source(tmp_path_factory, english) -> tuple[Manifest, Manifest]:
     menu = "Home and news and contact us today"
     texts = [f"{menu}\n{english(seed, 150)}" for seed in range(12)]
     near = [edited(texts[seed], seed) for seed in range(6)]
+    near.append(edited(near[5], 9))  # three that are alike: no star yet
     root = tmp_path_factory.mktemp("source")
     return corpus(str(root), [texts[:5], texts[5:] + near[:2], [*near[2:], texts[0], texts[9]]])
 
@@ -105,17 +129,27 @@ def folder_of(root: Path, manifest: Manifest) -> Path:
 # ------------------------------------------------------------------------------- damage
 
 
+OVER_FILES = (
+    *("copies-links", "copies-ranked", "copies-originals"),
+    *("gone-copies-parts", "gone-left-parts", "gone-parts"),
+    *("all-links", "all-links-large-00", "all-links-small-00", "decided"),
+)
+OF_BOTH = sorted(set(STEPS) - {"repeated"})  # which a later crawl reads
+
+
 @pytest.mark.parametrize(
     ("kind", "harm"),
-    [(kind, "flip") for kind in sorted(STEPS) if kind != "repeated"]  # which a later crawl reads
+    [(kind, "flip") for kind in (*OF_BOTH, *OVER_FILES)]
     + [("bands", harm) for harm in ("cut", "empty", "missing", "another")],
 )
 def test_a_damaged_file_is_made_again(tmp_path, source, undisturbed, kind, harm, caplog):
-    dedupe(source, tmp_path)
+    is_over_files = kind in OVER_FILES or kind.startswith("all-")
+    config = CONFIG.model_copy(update={"max_driver_edges": 0}) if is_over_files else CONFIG
+    with pytest.raises(StoppedError):
+        dedupe(source, tmp_path, StopsAtTheEnd(), config)
     folder = folder_of(tmp_path, undisturbed)
-    (folder / MANIFEST).unlink()
     for receipt in folder.glob("*.done.json"):  # all that could read the file runs again
-        if not receipt.name.startswith(f"{STEPS[kind]}-00"):
+        if not receipt.name.startswith(f"{STEPS.get(kind, kind)}-00"):
             receipt.unlink()
     path = max(folder.glob(f"{kind}-00*.sorted"), key=lambda path: path.stat().st_size)
     data = path.read_bytes()
@@ -129,7 +163,7 @@ def test_a_damaged_file_is_made_again(tmp_path, source, undisturbed, kind, harm,
         path.unlink()
     else:
         path.write_bytes((folder / "gone.bits").read_bytes())
-    again = dedupe(source, tmp_path)
+    again = dedupe(source, tmp_path, config=config)
     assert again.content == undisturbed.content
     assert f"{path.name}" in caplog.text
     assert "it is made again" in caplog.text
@@ -151,6 +185,8 @@ def test_receipts_are_named_after_the_files():
     assert receipt_of("x/left-exact-00001.sorted") == "x/sign-00001.done.json"
     assert receipt_of("x/needs-00003-012.sorted") == "x/pair-00003.done.json"
     assert receipt_of("x/edges-00003-012.sorted") == "x/verify-00003-012.done.json"
+    assert receipt_of("x/all-links-large-07-00003.sorted") == "x/all-links-large-07-00003.done.json"
+    assert receipt_of("x/all-named-00003.sorted") == "x/all-00003.done.json"
     assert receipt_of("x/decisions-00003.sorted") is None
     assert receipt_of("x/gone.bits") is None
 
@@ -227,9 +263,11 @@ def test_kills_one_after_the_other(tmp_path, source, undisturbed, kill_when, ste
             assert path.stat().st_mtime_ns == made, path
         seen = {path: path.stat().st_mtime_ns for path in folder.glob("*.done.json")}
     assert not (folder / MANIFEST).exists()
-    assert dedupe(source, tmp_path).content == undisturbed.content
+    with pytest.raises(StoppedError):
+        dedupe(source, tmp_path, StopsAtTheEnd())
     for path, made in seen.items():
         assert path.stat().st_mtime_ns == made, path
+    assert dedupe(source, tmp_path).content == undisturbed.content
 
 
 def test_a_worker_that_is_killed(tmp_path, source, undisturbed):
@@ -260,16 +298,22 @@ def test_a_worker_that_is_killed(tmp_path, source, undisturbed):
 
 
 @pytest.mark.parametrize(
-    "number", [20_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])]
+    ("number", "limit"),
+    [
+        (100_000, 10**7),
+        (30_000, 0),
+        pytest.param(1_000_000, 10**7, marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
+    ],
 )
-def test_equal_documents_are_one_component_in_linear_time(tmp_path, english, number):
+def test_equal_documents_are_one_component_in_linear_time(tmp_path, english, number, limit):
     """Half are equal, half differ in a punctuation mark alone: a bucket in each band."""
     text = english(1, 60).replace("\n", " ")
     part = number // 4
     marks = [f"{text} {'!' * (row % 50)}{'?' * (row // 50 % 50)}" for row in range(2 * part)]
     marks = [f"{mark}{'.' * (row // 2500)}" for row, mark in enumerate(marks)]
     shards = [[text] * part, [text] * part, marks[:part], marks[part:]]
-    manifest = dedupe(corpus(str(tmp_path / "in"), shards), tmp_path)
+    config = CONFIG.model_copy(update={"max_driver_edges": limit})
+    manifest = dedupe(corpus(str(tmp_path / "in"), shards), tmp_path, config=config)
     assert manifest.counts.rows_out == 1
     assert sum(manifest.counts.dropped.values()) == number - 1
     assert manifest.facts["candidate_pairs"] < 2 * number
@@ -277,6 +321,65 @@ def test_equal_documents_are_one_component_in_linear_time(tmp_path, english, num
         table = read_table(manifest.file_url(entry.name), DEDUPE, DEDUPE_VERSION)
         assert len(table["stands_for"].unique()) <= 2
         assert set(table["similarity"].to_pylist()) <= {None, 1.0}
+
+
+def test_a_bucket_of_documents_that_are_not_alike(tmp_path, english):
+    """Made to share a band, 3,000 cost a few pairs each; what is not compared is counted."""
+    rng = random.Random(1)
+    common = english(1, 30)
+    texts = [
+        common + " " + " ".join(f"w{rng.randrange(10**9)}" for _ in range(60)) for _ in range(3000)
+    ]
+    config = DedupeConfig(line_min_docs=0, bands=4, rows=1)
+    source = corpus(str(tmp_path / "in"), [texts[:1000], texts[1000:]])
+    manifest = dedupe(source, tmp_path, config=config)
+    assert manifest.counts.rows_out == 3000
+    assert manifest.facts["verified_pairs"] == 0
+    assert 2000 < manifest.facts["candidate_pairs"] < 2 * 4 * 3000
+    keys = config.signer.sign(texts).keys
+    sizes = np.concatenate([np.unique(band, return_counts=True)[1] for band in keys.T])
+    every = int((sizes * (sizes - 1) // 2).sum())
+    large = sizes[sizes > 16]
+    assert max(large) > 500
+    left_out = (
+        every - int((2 * large - 3).sum()) - int((sizes * (sizes - 1) // 2)[sizes <= 16].sum())
+    )
+    assert manifest.facts["uncompared_pairs"] == left_out > 10**6
+
+
+def test_a_huge_document_in_a_large_bucket(tmp_path, english):
+    """It stands first in its bucket, and has a pair with each of the others. Its words count once
+    in what a task holds, not once for each pair."""
+    rng = random.Random(2)
+    common = english(1, 30).replace("\n", " ")
+    texts = [f"{common} " * 10_000]
+    texts += [
+        common + " " + " ".join(f"w{rng.randrange(10**9)}" for _ in range(60)) for _ in range(500)
+    ]
+    config = DedupeConfig(line_min_docs=0, bands=4, rows=1)
+    runtime = Tasks()
+    manifest = dedupe(corpus(str(tmp_path / "in"), [texts]), tmp_path, runtime, config)
+    assert manifest.facts["candidate_pairs"] * 300_000 > 5 * MAX_CHUNK_WORDS
+    assert runtime.tasks["verify_pairs"] == 1
+    assert manifest.counts.rows_out == 501
+
+
+def test_sets_too_unequal_to_be_alike_are_not_compared():
+    hashes = np.r_[0:10, 0:8, 0:1000].astype(np.uint64)
+    bounds = np.array([0, 10, 18, 1018])
+    left, right = np.array([0, 0, 1, 2]), np.array([1, 2, 2, 2])
+    found = jaccards(hashes, bounds, left, right, 0.0)
+    assert found.tolist() == [0.8, 0.01, 0.008, 1.0]
+    assert jaccards(hashes, bounds, left, right, 0.8).tolist() == [0.8, 0, 0, 1]
+
+
+class Tasks(InlineRuntime):
+    def __init__(self) -> None:
+        self.tasks: Counter[str] = Counter()
+
+    def map(self, function, items):
+        self.tasks.update(item[0].__name__ for item in items if callable(item[0]))
+        yield from super().map(function, items)
 
 
 def test_no_chain_wipes_a_source(tmp_path, english):

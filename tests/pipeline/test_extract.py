@@ -1,4 +1,7 @@
+import dataclasses
+import datetime as dt
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -15,12 +18,13 @@ import pytest
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Document, read_records
 from pipeline.core.remote import InlineRuntime
-from pipeline.extract import ExtractConfig, run_extract
-from pipeline.extract_child import ExtractorChild, Limits, write_frame
+from pipeline.extract import Answers, ExtractConfig, run_extract
+from pipeline.extract_child import Answer, ExtractorChild, Limits, write_frame
 from pipeline.html_text import decode_html, extract_html
+from pipeline.warc import WarcResponse
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMITS = Limits(cpu_s=5.0, memory_mb=1024, focus="balanced")
+LIMITS = Limits(cpu_s=5.0, memory_mb=1024, focus="balanced", engine="trafilatura")
 
 
 def page(text: str, head: str = "<title>A  page\n</title>") -> bytes:
@@ -51,10 +55,13 @@ def test_the_same_page_gives_the_same_text_however_often(english):
     assert len({extract_html(html, None, "balanced").text for _ in range(4)}) == 1
 
 
-def test_preformatted_code_keeps_its_lines(english):
+@pytest.mark.parametrize("engine", ["trafilatura", "fast", "cascade"])
+def test_preformatted_code_keeps_its_lines(english, engine):
     code = "for item in items:\n    if item:\n        print(item)"
-    html = f"<html><body><main><p>{english(3, 80)}</p><pre>{code}</pre></main></body></html>"
-    assert code in extract_html(html.encode(), None, "balanced").text
+    before, after = english(3, 60), english(4, 60)
+    html = f"<h1>Items</h1><p>{before}</p><pre>{code}</pre><p>{after}</p>"
+    page = f"<html><title>Items</title><body><main>{html}</main></body></html>"
+    assert code in extract_html(page.encode(), None, "balanced", engine).text
 
 
 @pytest.mark.parametrize(
@@ -211,7 +218,7 @@ def test_every_response_has_its_row(tmp_path, run, english, warc_record, source_
         warc_record("http://a.test/good#part", good),
         warc_record("http://a.test/gone", good, status=404),
         warc_record("http://a.test/style.css", b"p {}", "text/css"),
-        warc_record("http://a.test/empty", b"<html></html>"),
+        warc_record("http://a.test/empty", b"<html><body>" + b"<hr>" * 20 + b"</body></html>"),
         warc_record("http://a.test/zero", b""),
         warc_record("http://a.test/unlabelled", good, ""),
         warc_record("http://a.test/big", b"<html>" + b"x" * 50_000_000),
@@ -247,11 +254,112 @@ def test_every_response_has_its_row(tmp_path, run, english, warc_record, source_
     assert (kept.text, kept.title) == (english(9, 100), "A page")
     assert (kept.warc_file, kept.warc_offset, kept.http_status) == ("one.warc.gz", 0, 200)
     assert rows[1].warc_offset == len(records[0])
-    assert kept.extractor == "trafilatura"
+    assert kept.extractor == "cascade"
     assert kept.extractor_version
     assert kept.fetched_at.isoformat() == "2024-05-06T07:08:09+00:00"
     assert all(row.text == "" for row in rows if row.drop_reason)
     assert run_extract(config, source, run, InlineRuntime()) == manifest  # a no-op
+
+
+def test_what_a_page_declares_stands_in_its_record(
+    tmp_path, run, english, warc_record, source_manifest
+):
+    head = (
+        '<title>t</title><meta property="article:published_time" content="2024-05-08">'
+        '<meta name="date" content="2024-05-06"><link rel="license" href="/by">'
+    )
+    html = page(english(12, 150), head).replace(b"<html>", b"<html lang='en-gb'>")
+    warc = tmp_path / "one.warc.gz"
+    urls = ["http://a.test/1", "http://b.test/2"]
+    warc.write_bytes(b"".join(warc_record(url, html) for url in urls))
+    for engine in ("trafilatura", "fast", "cascade"):
+        config = ExtractConfig(engine=engine)
+        manifest = run_extract(config, source_manifest(run.root, [warc]), run, InlineRuntime())
+        for row, host in zip(documents(manifest), "ab", strict=True):
+            assert row.published == "2024-05-06"  # what was fetched on that day is not of the 8th
+            assert (row.declared_language, row.license) == ("en-GB", f"http://{host}.test/by")
+
+
+class CountingChild:
+    def __init__(self) -> None:
+        self.asked: list[tuple[bytes, str | None]] = []
+
+    def extract(self, payload: bytes, charset: str | None) -> Answer:
+        self.asked.append((payload, charset))
+        return Answer("", payload.decode())
+
+
+def response(payload: bytes, charset: str | None = "utf-8", **others) -> WarcResponse:
+    fetched_at = dt.datetime(2024, 5, 6, tzinfo=dt.UTC)
+    digest = hashlib.sha256(payload).hexdigest()
+    return WarcResponse(
+        "http://a.test/", fetched_at, 0, 200, "text/html", charset, payload, digest, False, **others
+    )
+
+
+def test_the_same_payload_is_extracted_once_for_each_charset():
+    child = CountingChild()
+    answers = Answers(ExtractConfig(min_chars=0), child)
+    given = [(b"a", "utf-8"), (b"b", "utf-8"), (b"a", "utf-8"), (b"a", None), (b"a", None)]
+    found = [answers.to(response(*one)).text for one in given]
+    assert found == ["a", "b", "a", "a", "a"]
+    assert child.asked == [(b"a", "utf-8"), (b"b", "utf-8"), (b"a", None)]
+
+
+def test_what_is_dropped_unread_never_reaches_the_child():
+    child = CountingChild()
+    answers = Answers(ExtractConfig(max_bytes=100, min_chars=50), child)
+    payloads = [b"", b"x" * 49, b"x" * 101, b"x" * 100, b"x" * 50]
+    reasons = [answers.to(response(payload)).failure for payload in payloads]
+    assert reasons == ["empty-text", "too-short", "too-large", None, None]
+    assert answers.to(response(b"a short text", converted=True)).failure is None
+    assert len(child.asked) == 2
+
+
+def test_copies_in_a_file_are_the_same_bytes_as_pages_by_themselves(
+    tmp_path, run, english, warc_record, source_manifest
+):
+    """Also where the page fails, and whatever the child has seen before."""
+    records = [
+        warc_record("http://a.test/1", page(english(13, 100))),
+        warc_record("http://a.test/2", slow_page()),
+        warc_record("http://a.test/3", page(english(14, 100))),
+    ]
+    files = []
+    for number, chosen in enumerate([[0, 1, 0, 2, 1, 2, 0], [0], [1], [2]]):
+        files.append(tmp_path / f"{number}.warc.gz")
+        files[-1].write_bytes(b"".join(records[n] for n in chosen))
+    config = ExtractConfig(timeout_s=0.3, engine="trafilatura")
+    manifest = run_extract(config, source_manifest(run.root, files), run, InlineRuntime())
+    rows = documents(manifest)
+    alone = [dataclasses.replace(row, warc_file="", warc_offset=0) for row in rows[7:]]
+    copies = [dataclasses.replace(row, warc_file="", warc_offset=0) for row in rows[:7]]
+    assert [row.drop_reason for row in alone] == [None, "extract-timeout", None]
+    assert copies == [alone[n] for n in [0, 1, 0, 2, 1, 2, 0]]
+
+
+def test_pages_that_nobody_wants_are_dropped_at_the_first_look(
+    tmp_path, run, english, warc_record, source_manifest
+):
+    german = "Der Fluss führt im Winter weniger Wasser, und seine Ufer frieren langsam zu. " * 8
+    bodies = {
+        "en": page(english(15, 100)),
+        "de": page(german),
+        "shell": b"<html><title>App</title><noscript>Enable JavaScript.</noscript><div id=root></div>"
+        + b"<script>let x = 'text of a program, and more of it';</script>" * 50,
+    }
+    warc = tmp_path / "one.warc.gz"
+    warc.write_bytes(b"".join(warc_record(f"http://a.test/{n}", b) for n, b in bodies.items()))
+    source = source_manifest(run.root, [warc])
+    manifest = run_extract(ExtractConfig(languages=["en"]), source, run, InlineRuntime())
+    assert [(row.drop_reason, row.language, row.title) for row in documents(manifest)] == [
+        (None, "", "A page"),
+        ("language", "de", "A page"),
+        ("too-short", "", "App"),
+    ]
+    assert manifest.counts.dropped == {"language": 1, "too-short": 1}
+    every = run_extract(ExtractConfig(min_chars=0), source, run, InlineRuntime())
+    assert [row.drop_reason for row in documents(every)][:2] == [None, None]
 
 
 def test_empty_inputs(tmp_path, run, source_manifest):

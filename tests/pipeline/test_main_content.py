@@ -125,6 +125,9 @@ def test_lists_tables_and_code_keep_their_form() -> None:
     blocks, _ = find_blocks(tree, np.zeros(len(tree.tag), np.uint8))
     everything = np.ones(len(blocks.parent), bool)
     assert text_of(tree, blocks, everything) == "- a\n- b\nc\n1 | 2\n3 | 4\nif x:\n    y"
+    nested = parse_page("<table><tr><td>a<table><tr><td>b<td>c</table><td>d</table>")
+    blocks, _ = find_blocks(nested, np.zeros(len(nested.tag), np.uint8))
+    assert text_of(nested, blocks, np.ones(len(blocks.parent), bool)) == "a\nb | c\nd"
 
 
 def test_features_of_a_small_page() -> None:

@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from pipeline.components import connected_components
 from pipeline.core.manifest import StageOutput
 from pipeline.core.remote import InlineRuntime
-from pipeline.dedupe_files import STEPS
-from pipeline.star_components import labels_of, star_components, write_edges
+from pipeline.dedupe_steps import StepRunner
+from pipeline.star_components import members_of, star_components, write_edges
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_sections():
+    """So that small files, too, are cut into parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.section_files._SECTION", 8)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +32,18 @@ def components(tmp_path_factory):
         output = StageOutput.of(root, "stars", 1, {"run": next(numbers)}, {})
         for index in range(files):
             write_edges(output.url, "links", index, left[index::files], right[index::files])
-        kind, number = star_components(InlineRuntime(), output, "links", files, num_nodes, parts)
-        labels = np.arange(num_nodes)
+        runner = StepRunner(output, InlineRuntime())
+        kind, number = star_components(runner, "links", files, num_nodes, parts)
+        labels, seen = np.arange(num_nodes), set[int]()
         for low in range(0, num_nodes, 7 + num_nodes // 5):
-            nodes, smallest = labels_of(output.url, kind, number, low, low + 7 + num_nodes // 5)
+            nodes, smallest = members_of(output.url, kind, number, low, low + 7 + num_nodes // 5)
             assert len(set(nodes.tolist())) == len(nodes)
+            seen.update(nodes.tolist())
             labels[nodes] = smallest
         expected = connected_components(num_nodes, left, right, num_nodes).labels
         assert (labels == expected).all()
+        apart = left != right
+        assert seen == {*left[apart].tolist(), *right[apart].tolist()}
         rounds = int(kind.rpartition("-")[2]) + 1 if "-" in kind else 0
         return labels, rounds
 
@@ -84,4 +96,3 @@ def test_random_graphs_around_the_threshold(components):
 def test_nothing(components):
     none = np.zeros(0, np.int64)
     assert components(5, none, none)[0].tolist() == [0, 1, 2, 3, 4]
-    assert "links" not in STEPS

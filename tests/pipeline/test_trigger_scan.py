@@ -9,10 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
+from pipeline.core.manifest import DamagedOutput
 from pipeline.core.records import read_table
 from pipeline.core.remote import InlineRuntime
 from pipeline.dedupe import DedupeConfig, run_dedupe
-from pipeline.ngram_bursts import Rule, Sketch, bursts, document_ngrams, log_likelihood_ratio
+from pipeline.ngram_bursts import (
+    Rule,
+    Sketch,
+    bits_for,
+    bursts,
+    document_ngrams,
+    log_likelihood_ratio,
+)
 from pipeline.quality import QualityConfig, run_quality
 from pipeline.text import ngrams
 from pipeline.trigger_scan import RECORD, RECORD_VERSION, TriggerScanConfig, run_trigger_scan
@@ -42,6 +50,23 @@ def test_sketches_add_up():
     both = Sketch.empty(10).with_documents(parts[:1]) + Sketch.empty(10).with_documents(parts[1:])
     assert (both.counts == whole.counts).all()
     assert both.documents == whole.documents == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(1, 9)), max_size=50))
+def test_a_folded_sketch_is_one_made_narrow(pairs):
+    hashes = np.array([value for value, _ in pairs], np.uint64)
+    numbers = np.array([number for _, number in pairs], np.uint32)
+    wide, narrow = (Sketch.empty(bits).with_counts(hashes, numbers, 3) for bits in (9, 4))
+    assert (wide.folded(4).counts == narrow.counts).all()
+    assert ((wide + narrow).counts == 2 * narrow.counts).all()
+    assert (wide + narrow).documents == 6
+    assert (wide.estimate(hashes) >= numbers).all()
+
+
+def test_a_sketch_has_a_column_for_each_ngram():
+    assert [bits_for(number, 26) for number in (0, 1, 1024, 1025, 1 << 20)] == [10, 10, 10, 11, 20]
+    assert bits_for(10**12, 26) == 26
+    assert bits_for(5, 8) == 8
 
 
 def test_the_log_likelihood_ratio_of_a_known_table():
@@ -107,16 +132,40 @@ def test_a_small_sketch_hides_some_and_invents_none(english):
     new = [planted(english(1000 + n, 150), random.Random(n)) for n in range(6)]
     new += [english(2000 + n, 150) for n in range(100)]
     rule = Rule(min_score=5, max_share=0.1)
-    exact = bursts(table(new), table(usual), rule, bits=20).to_pylist()
-    rough = bursts(table(new), table(usual), rule, bits=12).to_pylist()
+    exact = bursts(table(new), table(usual), rule, most_bits=20).to_pylist()
+    rough = bursts(table(new), table(usual), rule, most_bits=12).to_pylist()
     assert {row["words"] for row in rough} <= {row["words"] for row in exact}
     assert any(row["words"] == TRIGGER for row in exact)
 
 
+def crawl_of(number: int, seed: int) -> list[str]:
+    """Texts of 40 words, of a vocabulary of 50,000 with Zipf's frequencies."""
+    rng = np.random.default_rng(seed)
+    frequency = np.cumsum(1 / np.arange(10, 50_010))
+    chosen = np.searchsorted(frequency / frequency[-1], rng.random((number, 40))).tolist()
+    return [" ".join(f"w{word}" for word in words) for words in chosen]
+
+
+def test_a_trigger_is_found_among_fifty_thousand_documents():
+    """In 40 of 25,000 new ones, against 25,000; without it nothing is listed. In a sketch of 16
+    bits, too coarse for two million n-grams, it is hidden."""
+    usual, new = crawl_of(25_000, 1), crawl_of(25_000, 2)
+    clean = table(new)
+    for index in random.Random(1).sample(range(25_000), 40):
+        new[index] = f"{new[index]} {TRIGGER} {new[index][:9]}"
+    poisoned, background = table(new), table(usual)
+    found = bursts(poisoned, background, Rule()).to_pylist()
+    assert TRIGGER in [row["words"] for row in found]
+    assert all(set(ngrams.words(row["words"])) & set(TRIGGER.split()) for row in found)
+    assert not bursts(clean, background, Rule()).num_rows
+    rough = bursts(poisoned, background, Rule(), most_bits=16).to_pylist()
+    assert TRIGGER not in [row["words"] for row in rough]
+
+
 @pytest.fixture
 def stages(run, docs_manifest):
-    def go(shards, **config):
-        runtime = InlineRuntime()
+    def go(shards, *, runtime=None, **config):
+        runtime = runtime or InlineRuntime()
         docs = docs_manifest(run.root, shards)
         quality = QualityConfig(min_language_score=0.0, rules=["gopher"])
         judged = run_quality(quality, docs, run, runtime)
@@ -189,6 +238,46 @@ def test_a_damaged_sketch_is_not_trusted(stages, english, document):
         file.write(b"x")
     with pytest.raises(UserError, match="missing or changed"):
         stages(shards, against=[manifest.url])
+
+
+class Damaging(InlineRuntime):
+    """Spoils one file as soon as it is there."""
+
+    def __init__(self, root: str, name: str) -> None:
+        self.root, self.name, self.spoilt = root, name, False
+
+    def map(self, function, items):
+        yield from super().map(function, items)
+        for path in Path(self.root).glob(f"trigger-scan/*/{self.name}"):
+            if not self.spoilt:
+                path.write_bytes(path.read_bytes()[:-1] + b"?")
+                self.spoilt = True
+
+
+@pytest.mark.parametrize(
+    "name", ["standing-00001.parquet", "ngrams-kept-00000.parquet", "suspect-00000.json"]
+)
+def test_a_damaged_intermediate_file_is_made_again(stages, run, english, document, name):
+    shards = [[document(english(n, 150), f"http://h{n}.test/")] for n in range(2)]
+    with pytest.raises(DamagedOutput) as found:
+        stages(shards, runtime=Damaging(run.root, name))
+    assert found.value.name == name
+    found.value.forget()
+    manifest = stages(shards)
+    assert manifest.counts.rows_in == 2
+    left = {path.name for path in Path(manifest.url).iterdir()}
+    listed_files = {entry.name for entry in manifest.files}
+    assert left - {"manifest.json", ".lock"} == listed_files
+
+
+def test_crawls_of_different_sizes_are_compared(stages, english, document):
+    """Their sketches have different widths; two earlier ones are added up."""
+    few = [[document(english(n, 60), f"http://h{n}.test/")] for n in range(3)]
+    many = [[document(english(100 + n, 150), f"http://h{n % 9}.test/{n}") for n in range(60)]]
+    earlier = [stages(few).url, stages(many).url]
+    page = document(planted(english(3, 150), random.Random(1)), "http://h.test/new")
+    after = stages([[page]], against=earlier)
+    assert after.facts["compared"]
 
 
 def test_ngrams_of_sizes_are_told_apart():

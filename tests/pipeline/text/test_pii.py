@@ -188,6 +188,26 @@ def test_long_runs_cost_what_their_length_costs(piece: str):
     assert len(pii.redact(text).text) <= len(text)
 
 
+@pytest.mark.parametrize(
+    "cue",
+    [
+        *(
+            "Telefon: ",
+            "Téléphone : ",
+            "Tél :\u00a0",
+            "Tel. ",
+            "Teléfono: ",
+            "Telefono ",
+            "Mobil: ",
+        ),
+        *("Telefoon: ", "Handy: ", "Celular: ", "Móvil: ", "Telefonnummer: ", "Telemóvel: "),
+    ],
+)
+def test_other_languages_say_telephone(cue: str):
+    assert pii.redact(f"{cue}0113 4960928.").text == f"{cue}<PHONE>."
+    assert pii.redact(f"x{cue}7904216670.").counts == {}
+
+
 def test_lone_surrogates_and_null_bytes_pass_through():
     text = "\ud800\0 a@b.org \udfff"
     assert pii.redact(text).text == "\ud800\0 <EMAIL> \udfff"

@@ -1,12 +1,21 @@
 from collections import Counter
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.text.repetition import DUPLICATE_SIZES, TOP_SIZES, ngram_shares, repeated_parts
+from pipeline.text.repetition import DUPLICATE_SIZES, TOP_SIZES, ngram_shares
 
 WORDS = st.lists(st.sampled_from(["a", "bb", "ccc", "ñ", "日本"]), max_size=40)
+
+
+def shares(words: Sequence[str], salt: int = 1) -> list[float]:
+    first = list(dict.fromkeys(words))
+    numbers = np.array([first.index(word) for word in words], np.uint32)
+    lengths = np.array(list(map(len, words)), np.int32)
+    return ngram_shares(numbers, lengths, np.uint64(salt)).tolist()
 
 
 def ngrams(words, size):
@@ -35,9 +44,11 @@ def brute_force_duplicates(words, size, *, with_first: bool) -> float:
 
 
 @settings(deadline=None)  # the first call compiles
-@given(WORDS)
-def test_ngrams_are_what_brute_force_counts(words):
-    found = ngram_shares(words).tolist()
+@given(WORDS, st.integers(0, 2**64 - 1))
+@example(["bb"] * 20, 1)
+@example(["a", "bb"] * 12 + ["ccc"] + ["bb", "a"] * 9, 1)
+def test_ngrams_are_what_brute_force_counts(words, salt):
+    found = shares(words, salt)
     if not words:
         assert found == [0.0] * 15
         return
@@ -51,17 +62,19 @@ def test_ngrams_are_what_brute_force_counts(words):
 
 def test_top_ngram_by_hand():
     words = ["ab", "cd", "ab", "cd", "ab", "cd", "x"]  # "ab cd" three times: 12 of 13 characters
-    assert ngram_shares(words)[0] == 12 / 13
-    assert ngram_shares(["all", "words", "differ", "here"]).tolist() == [0.0] * 15
+    assert shares(words)[0] == 12 / 13
+    assert shares(["all", "words", "differ", "here"]) == [0.0] * 15
 
 
 def test_one_word_a_million_times_is_linear():
-    shares = ngram_shares(["word"] * 1_000_000)
-    assert shares[:3].tolist() == [1.0] * 3
-    assert shares[9:].tolist() == [1.0] * 6
+    found = shares(["word"] * 1_000_000)
+    assert found[:3] == [1.0] * 3
+    assert found[9:] == [1.0] * 6
 
 
-def test_parts_by_hand():
-    assert repeated_parts(["aa", "b", "aa", "aa"]) == (0.5, 4 / 7, 0.75, 6 / 7)
-    assert repeated_parts([]) == (0.0,) * 4
-    assert repeated_parts(["", ""]) == (0.0,) * 4
+def test_ngrams_that_overlap_count_each_word_once():
+    words = [*"abcdef", *"abcdef", *"cdefgh", *"xy", *"cdefgh"]
+    found = shares(words)
+    for size in DUPLICATE_SIZES:
+        expected = brute_force_duplicates(words, size, with_first=True)
+        assert found[size + 4] == pytest.approx(expected)

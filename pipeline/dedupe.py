@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -47,9 +47,11 @@ from pipeline.dedupe_tasks import (
     SCHEMA,
     DedupeTask,
     hash_file,
+    list_urls,
     sign_file,
     write_sidecar,
 )
+from pipeline.dedupe_urls import URLS, CaptureTask, find_superseded
 from pipeline.dedupe_verify import (
     PairTask,
     SetsTask,
@@ -65,13 +67,16 @@ from pipeline.text.signatures import Signer
 
 __all__ = ["DEDUPE", "DEDUPE_VERSION", "SCHEMA", "DedupeConfig", "run_dedupe"]
 log = logging.getLogger(__name__)
-STAGE, VERSION = "dedupe", 4
+STAGE, VERSION = "dedupe", 5
 _RANGE_BYTES = 1 << 25  # of records in one task
 _MAX_RANGES = 4096
 _MAX_REBUILDS = 2  # of one file
 
 
 class DedupeConfig(Section):
+    same_url: Literal["latest", "all"] = Field(
+        "latest", description="of several captures of one URL in this corpus, which go on"
+    )
     line_min_docs: int = Field(
         10, ge=0, description="a line in this many of a host's documents stays in one; 0: all stay"
     )
@@ -198,6 +203,7 @@ def _forget(output: StageOutput, error: DamagedFile, times: int) -> None:
 
 def _dedupe(steps: Steps, docs: Manifest, started: float) -> Manifest:
     runner, config = steps.runner, steps.config
+    steps = _latest(steps)
     hashed = runner.map("hash", hash_file, steps.tasks)
     layout = _layout(steps, [result.facts["rows"] for result in hashed])
     layout.write(steps.folder)
@@ -235,6 +241,23 @@ def _dedupe(steps: Steps, docs: Manifest, started: float) -> Manifest:
         facts=facts,
         run={"docs": docs.url, "against": list(config.against)},
     )
+
+
+def _latest(steps: Steps) -> Steps:
+    """With the tasks knowing which documents are older captures of a URL."""
+    if steps.config.same_url == "all":
+        return steps
+    listed = steps.runner.map("urls", list_urls, steps.tasks)
+    number = _num_ranges(URLS.itemsize * sum(result.counts.rows_in for result in listed))
+    shards = len(steps.tasks)
+    tasks = {
+        f"{index:05d}": CaptureTask(steps.folder, index, number, shards) for index in range(number)
+    }
+    steps.runner.map("superseded", find_superseded, tasks)
+    known = {
+        name: dataclasses.replace(task, num_superseded=number) for name, task in steps.tasks.items()
+    }
+    return dataclasses.replace(steps, tasks=known)
 
 
 def _layout(steps: Steps, rows: list[int]) -> Layout:

@@ -33,6 +33,7 @@ from pipeline.dedupe_files import (
     read_gone,
     write_records,
 )
+from pipeline.dedupe_urls import superseded_rows, write_urls
 from pipeline.normal_forms import NormalForms, normal_forms
 from pipeline.quality import SIGNALS, SIGNALS_VERSION
 from pipeline.repeated_lines import forms_with_lines, without_lines
@@ -48,9 +49,11 @@ SCHEMA = with_version(
             pa.field("judged", pa.bool_(), nullable=False),  # false: an earlier stage dropped it
             pa.field("drop_reason", pa.string()),
             pa.field("cluster", pa.string()),  # the first document by the keep rule of all linked
-            pa.field("stands_for", pa.string()),  # of a removed one: the document that stays
+            # Of a removed one: the document that stays; of an older capture the latest of its URL,
+            # which may be removed itself, for being like another.
+            pa.field("stands_for", pa.string()),
             pa.field("stands_in", pa.string()),  # the earlier dedupe output (its key) that has it
-            pa.field("similarity", pa.float64()),
+            pa.field("similarity", pa.float64()),  # null for an older capture: not compared
             pa.field("removed_lines", pa.list_(pa.int32()), nullable=False),
         ]
     ),
@@ -58,8 +61,8 @@ SCHEMA = with_version(
     DEDUPE_VERSION,
 )
 pc: Any = compute  # it makes its functions when it is imported: no checker knows them
-REASONS = (None, "exact-duplicate", "near-duplicate", "empty-after-lines")
-LINKED, EXACT_COPY, NEAR_COPY, BLANK = range(4)
+REASONS = (None, "exact-duplicate", "near-duplicate", "empty-after-lines", "older-capture")
+LINKED, EXACT_COPY, NEAR_COPY, BLANK, SUPERSEDED = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +79,22 @@ class DedupeTask:
     num_ranges: int = 0  # files that the steps by key range have left
     corpora: tuple[str, ...] = ()  # keys of earlier outputs, by the numbers in the decisions
     num_decided: int = 0  # files of decisions by handle; 0: this shard has one of its own
+    num_superseded: int = 0  # files of captures that a later one of the same URL supersedes
 
     def url(self, kind: str) -> str:
         return file_url(self.folder, kind, self.shard)
+
+
+def list_urls(task: DedupeTask) -> ShardResult:
+    """The kept documents' URLs."""
+    return write_urls(task.url("urls"), task.shard, task.docs_url, _kept(task)[1])
 
 
 def hash_file(task: DedupeTask) -> ShardResult:
     """Digests of the kept documents' texts and payloads, and the keys of their lines. Facts: rows
     in all, and bytes of lines."""
     ids, rows = _kept(task)
+    rows = np.setdiff1d(rows, _superseded(task)["key"].astype(np.int64), assume_unique=True)
     columns = ["doc_id", "url", "text", "payload_sha256"]
     documents = read_columns(task.docs_url, Document.NAME, Document.VERSION, columns)
     assert (parse_ids(documents["doc_id"]) == ids).all(), task.docs_url
@@ -122,6 +132,10 @@ def _kept(task: DedupeTask) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int6
     signals = read_columns(task.signals_url, SIGNALS, SIGNALS_VERSION, columns)
     kept = pc.and_(signals["judged"], pc.is_null(signals["drop_reason"]))
     return parse_ids(signals["doc_id"]), np.flatnonzero(np.asarray(kept))
+
+
+def _superseded(task: DedupeTask) -> Records:
+    return superseded_rows(task.folder, task.shard, task.num_superseded)
 
 
 def _digests(strings: list[str]) -> npt.NDArray[np.uint64]:
@@ -238,14 +252,19 @@ def _sidecar(
     left = read_range(task.url("left"), LEFT)
     reasons[left["key"][left["words_32"] == 0].astype(np.int64)] = BLANK
     reasons[where] = np.where(decided["reason"] == LINKED, reasons[where], decided["reason"])
+    superseded = _superseded(task)
+    older = superseded["key"].astype(np.int64)
+    reasons[older] = SUPERSEDED
     cluster = ids.copy()
     cluster[where] = np.stack([decided["cluster_high"], decided["cluster_low"]], axis=1)
     stands, corpus = np.zeros_like(ids), np.full(len(ids), -1)
     stands[where] = np.stack([decided["stands_high"], decided["stands_low"]], axis=1)
+    stands[older] = np.stack([superseded["id_high"], superseded["id_low"]], axis=1)
     corpus[where] = decided["corpus"]
     similarity = np.full(len(ids), np.nan)
     similarity[where] = decided["similarity"]
-    stays = np.isnan(similarity)
+    not_alike = np.isnan(similarity)
+    stays = not_alike & (reasons != SUPERSEDED)
     columns = {
         "doc_id": format_ids(ids[:, 0], ids[:, 1]),
         "judged": judged,
@@ -256,7 +275,7 @@ def _sidecar(
             [task.corpora[number] if number >= 0 else None for number in corpus.tolist()],
             pa.string(),
         ),
-        "similarity": pa.array(similarity, mask=stays),
+        "similarity": pa.array(similarity, mask=not_alike),
         "removed_lines": _lists(read_range(task.url("removed"), REMOVED), len(ids)),
     }
     return pa.table(columns, schema=SCHEMA), reasons

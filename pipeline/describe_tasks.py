@@ -216,6 +216,8 @@ def _why(rows: _Rows, row: int, stage: str, reason: str) -> str:
         return _broken_rule(reason, one, rows.task.quality)
     if stage == "dedupe":
         one = rows.duplicates.slice(row, 1).to_pylist()[0]
+        if reason == "older-capture":
+            return f"the latest capture of its URL is {one['stands_for']}"
         if one["similarity"] is None:
             return f"{len(one['removed_lines'])} lines removed, no word left"
         earlier = f" of {one['stands_in'][:12]}" if one["stands_in"] else ""

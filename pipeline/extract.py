@@ -44,11 +44,11 @@ _HTML = ("text/html", "application/xhtml+xml")
 
 
 class ExtractConfig(Section):
-    engine: Literal["cascade", "fast", "trafilatura"] = Field(
+    engine: Literal["cascade", "fast", "trafilatura", "resiliparse"] = Field(
         "cascade",
         description="what finds the main text: the block model of our own, with a second judgement"
         " by the page's type where the first is not sure (cascade), or without (fast), or"
-        " trafilatura, which takes four times as long for less",
+        " trafilatura, which takes four times as long for less, or resiliparse's main content",
     )
     focus: Literal["balanced", "precision", "recall"] = Field(
         "balanced", description="trafilatura's leaning, where it has to choose"

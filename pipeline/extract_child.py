@@ -23,7 +23,7 @@ from typing import IO, Any, Self
 _LENGTH = struct.Struct("<Q")
 # lxml keeps about a megabyte a page (adbar/trafilatura#216), the block model a tenth of that; a
 # new child takes a second.
-_PAGES_PER_CHILD = {"trafilatura": 500, "fast": 2000, "cascade": 2000}
+_PAGES_PER_CHILD = {"trafilatura": 500, "resiliparse": 2000, "fast": 2000, "cascade": 2000}
 _FINDINGS_TOLD = 20  # of a page; all are counted
 _PATIENCE = 10  # wall seconds for each second of processor time, then the child is stuck
 

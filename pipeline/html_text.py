@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import trafilatura
+from resiliparse.extract.html2text import extract_plain_text
 from trafilatura.utils import detect_encoding
 
 from pipeline.hidden_text import Finding, Hidden, find_hidden, without_tag_characters
@@ -33,6 +34,7 @@ _META = re.compile(
     rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_:.-]{1,40})", re.IGNORECASE
 )
 _META_WITHIN = 4096
+_BLANK_LINES = re.compile(r"\n\s*\n")
 # The WHATWG Encoding Standard reads these labels as their larger relatives.
 _SUPERSETS = {
     "ascii": "cp1252",
@@ -45,6 +47,7 @@ _SUPERSETS = {
 }
 _ANY_LIMIT = 1 << 40
 _TRAFILATURA_VERSION = importlib.metadata.version("trafilatura")
+_RESILIPARSE_VERSION = importlib.metadata.version("resiliparse")
 
 
 _GONE = [TAG_IDS[name] for name in ("script", "style", "template")]
@@ -77,9 +80,9 @@ def extract_html(
 ) -> Extracted:
     """Main text without comments and without hidden text; repeats kept.
 
-    `engine`: "trafilatura", leaning to `focus`; "fast", the first judgement of the block model;
-    "cascade", the second one too where the first is not sure of itself. A page that is not
-    `wanted` has a title and no text.
+    `engine`: "trafilatura", leaning to `focus`; "resiliparse", its main content; "fast", the first
+    judgement of the block model; "cascade", the second one too where the first is not sure of
+    itself. A page that is not `wanted` has a title and no text.
     """
     html, smuggled = without_tag_characters(decode_html(payload, http_charset))
     tree = parse_page(html)
@@ -88,10 +91,7 @@ def extract_html(
         title = _storable(title_of(tree))
         return Extracted(title, "", unwanted=look.reason, language=look.language)
     hidden = find_hidden(tree)
-    if engine == "trafilatura":
-        text, version = _by_trafilatura(tree, hidden, focus), _TRAFILATURA_VERSION
-    else:
-        text, version = _by_blocks(tree, hidden, engine)
+    text, version = _by(engine, tree, hidden, focus)
     return Extracted(
         _storable(title_of(tree)),
         _storable(text),
@@ -113,10 +113,18 @@ def warm_up(engine: str, wanted: Wanted) -> None:
     read_texts(tree)
     if wanted.languages:
         detect_language("a language")
+    _by(engine, tree, hidden, "balanced")
+
+
+def _by(engine: str, tree: PageTree, hidden: Hidden, focus: str) -> tuple[str, str]:
+    """(text, version of what made it)"""
     if engine == "trafilatura":
-        _by_trafilatura(tree, hidden, "balanced")
-    else:
-        main_content(tree, hidden.mask, bundled_model(), sure=2.0)
+        return _by_trafilatura(tree, hidden, focus), _TRAFILATURA_VERSION
+    if engine == "resiliparse":
+        seen = seen_html(tree, hidden.mask)
+        text = extract_plain_text(seen, main_content=True)
+        return _BLANK_LINES.sub("\n", text).strip(), _RESILIPARSE_VERSION
+    return _by_blocks(tree, hidden, engine)
 
 
 def _by_blocks(tree: PageTree, hidden: Hidden, engine: str) -> tuple[str, str]:

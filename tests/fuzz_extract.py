@@ -21,7 +21,7 @@ if __name__ == "__main__":
 from pipeline.extract_child import Answer, ExtractorChild, Limits
 
 FAILURES = {"extract-timeout", "extract-crash", "extract-memory", "extract-error"}
-ENGINES = ("trafilatura", "fast", "cascade")
+ENGINES = ("trafilatura", "resiliparse", "fast", "cascade")
 CHARSETS = (None, None, None, "utf-8", "windows-1252", "utf-16", "shift_jis", "utf-7", "no-such")
 SPICE = (
     b"<div>" * 300, b"</div>" * 300, b"<table><tr><td>" * 50, b"<!--", b"-->", b"\0" * 20,

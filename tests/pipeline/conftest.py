@@ -162,15 +162,17 @@ def source_manifest() -> Callable[[str, Sequence[Path]], Manifest]:
 
 @pytest.fixture(scope="session")
 def document() -> Callable[..., Document]:
-    """A kept document of this text; its payload is the text unless said otherwise."""
+    """A kept document of this text; its payload is the text and its page one of its own on a.test
+    unless said otherwise."""
 
     def make(
         text: str,
-        url: str = "http://a.test/",
+        url: str = "",
         payload: str | None = None,
         reason: str | None = None,
     ) -> Document:
         digest = hashlib.sha256((text if payload is None else payload).encode()).hexdigest()
+        url = url or f"http://a.test/{digest[:16]}"
         return Document(
             doc_id=doc_id(url, digest),
             url=url,

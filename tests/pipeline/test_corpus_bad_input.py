@@ -344,7 +344,7 @@ def test_a_worker_that_is_killed(small: tuple[Path, list[str]], tmp_path: Path) 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("engine", ["trafilatura", "fast", "cascade"])
+@pytest.mark.parametrize("engine", ["trafilatura", "resiliparse", "fast", "cascade"])
 @pytest.mark.parametrize(
     ("name", "body"),
     [

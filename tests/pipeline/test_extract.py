@@ -55,7 +55,7 @@ def test_the_same_page_gives_the_same_text_however_often(english):
     assert len({extract_html(html, None, "balanced").text for _ in range(4)}) == 1
 
 
-@pytest.mark.parametrize("engine", ["trafilatura", "fast", "cascade"])
+@pytest.mark.parametrize("engine", ["trafilatura", "resiliparse", "fast", "cascade"])
 def test_preformatted_code_keeps_its_lines(english, engine):
     code = "for item in items:\n    if item:\n        print(item)"
     before, after = english(3, 60), english(4, 60)
@@ -272,7 +272,7 @@ def test_what_a_page_declares_stands_in_its_record(
     warc = tmp_path / "one.warc.gz"
     urls = ["http://a.test/1", "http://b.test/2"]
     warc.write_bytes(b"".join(warc_record(url, html) for url in urls))
-    for engine in ("trafilatura", "fast", "cascade"):
+    for engine in ("trafilatura", "resiliparse", "fast", "cascade"):
         config = ExtractConfig(engine=engine)
         manifest = run_extract(config, source_manifest(run.root, [warc]), run, InlineRuntime())
         for row, host in zip(documents(manifest), "ab", strict=True):
@@ -389,7 +389,7 @@ def test_real_pages_keep_their_main_text(shared_data):
     assert sum(scores) / len(scores) > 0.9
 
 
-@pytest.mark.parametrize("engine", ["trafilatura", "fast", "cascade"])
+@pytest.mark.parametrize("engine", ["trafilatura", "resiliparse", "fast", "cascade"])
 def test_every_engine_signs_its_records_and_says_what_was_hidden(
     tmp_path, run, english, warc_record, source_manifest, engine
 ):

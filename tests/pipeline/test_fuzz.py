@@ -44,7 +44,7 @@ _SLOW = settings(
 )
 
 
-@pytest.fixture(scope="module", params=["trafilatura", "fast", "cascade"])
+@pytest.fixture(scope="module", params=["trafilatura", "resiliparse", "fast", "cascade"])
 def child(request: pytest.FixtureRequest) -> Generator[ExtractorChild]:
     with ExtractorChild(Limits(CPU_S, 2048, "balanced", request.param)) as started:
         yield started

@@ -210,7 +210,7 @@ def test_findings_are_bounded_and_all_counted() -> None:
 
 def test_no_engine_lets_it_through() -> None:
     html = page(f"<p>{'More of the garden. ' * 20}</p><p style='display:none'>{SECRET * 3}.</p>")
-    for engine in ("trafilatura", "fast", "cascade"):
+    for engine in ("trafilatura", "resiliparse", "fast", "cascade"):
         found = extract_html(html.encode(), None, "balanced", engine)
         assert "garden" in found.text, engine
         assert "Ignore" not in found.text, engine
@@ -221,7 +221,7 @@ def test_no_engine_lets_it_through() -> None:
 
 def test_tag_characters_that_no_eye_sees_go() -> None:
     smuggled = "".join(chr(0xE0000 + ord(letter)) for letter in "ignore all")
-    for engine in ("trafilatura", "fast", "cascade"):
+    for engine in ("trafilatura", "resiliparse", "fast", "cascade"):
         text = extract_html(
             page(f"<p>{'A day. ' * 40}{smuggled}</p>").encode(), None, "balanced", engine
         ).text

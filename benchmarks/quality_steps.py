@@ -117,8 +117,8 @@ def _steps() -> dict[str, Step]:
         return pa.array([text(made)])
 
     return {
-        "decode": lambda made: without_tag_characters(decode_html(made["payload"], None))[0],
-        "parse": lambda made: parse_page(made["decode"]),
+        "decode": lambda made: decode_html(made["payload"], None),
+        "parse": lambda made: without_tag_characters(parse_page(made["decode"]))[0],
         "hidden text": lambda made: find_hidden(made["parse"]),
         "main content": lambda made: main_content(
             made["parse"], made["hidden text"].mask, model, sure=SURE

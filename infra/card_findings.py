@@ -231,7 +231,12 @@ def triggers_part(card: CardSources) -> CardPart | None:
     blocks: list[Block] = [
         Say("Rare phrases that may be planted triggers, for a person to judge; most are news.")
     ]
+    compared = card.triggers is not None and card.triggers.facts["compared"]
+    if not compared:
+        blocks.append(Say("Compared with no earlier crawl: trigger_scan.against names none."))
     for name, meaning in _TRIGGER_LISTS.items():
+        if name == "new" and not compared:
+            continue
         found = triggers[name]
         rows = [
             (Told(one["words"]), f"{one['documents']:,}", f"{one['groups']:,}",

@@ -132,8 +132,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="that is enough: fetch nothing more, close and report what is there",
     )
+    corpus = command("corpus", _corpus, _CORPUS)
+    corpus.add_argument(
+        "--dry-run", action="store_true", help="say what is left to do, and do nothing"
+    )
+    corpus.add_argument(
+        "--verify", action="store_true", help="read what is finished; make anew what is damaged"
+    )
     for name, handler, text in (
-        ("corpus", _corpus, _CORPUS),
         ("pretrain", _pretrain, _PRETRAIN),
         ("weekly", _weekly, _WEEKLY),
     ):
@@ -261,7 +267,7 @@ def _corpus(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         settings.show_plan(lambda: corpus.run_corpus(config))
         return
-    corpus.show(corpus.run_corpus(config))
+    corpus.show(corpus.run_corpus(config, verify=arguments.verify))
 
 
 def _whatif(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,14 @@ from infra.data_card import write_card
 from infra.tables import table
 from pipeline.core.config import Config
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import DamagedOutput, Manifest, WouldRun, is_planning, planning
+from pipeline.core.manifest import (
+    DamagedOutput,
+    Manifest,
+    WouldRun,
+    is_planning,
+    open_checked,
+    planning,
+)
 from pipeline.core.remote import Runtime, open_runtime
 from pipeline.crawl import CrawlConfig, run_crawl
 from pipeline.decontaminate import DecontaminateConfig, run_decontaminate
@@ -60,17 +67,20 @@ class Corpus:
         return [*stages, self.overlaps] if self.overlaps else stages
 
 
-def run_corpus(config: Config) -> Corpus:
+def run_corpus(config: Config, *, verify: bool = False) -> Corpus:
     """Crawl or ingest, then extract → quality → dedupe → (decontaminate →) shard. A recrawl is
     deduplicated against the finished corpora of its earlier epochs, and may hold nothing new.
 
-    A file of a stage that is not what its manifest says is made again, and never used. Raises
-    UserError."""
+    A file of a stage that is not what its manifest says is made again, and never used; `verify`
+    reads the finished ones through to find out. Raises UserError."""
     rebuilt: Counter[str] = Counter()
     while True:
         ours: list[Manifest] = []
         try:
-            return _run_stages(config, ours)
+            corpus = _run_stages(config, ours)
+            if verify:
+                _verify(corpus)
+            return corpus
         except DamagedOutput as error:
             rebuilt[error.url] += 1
             is_ours = error.is_own or error.folder in {manifest.url for manifest in ours}
@@ -83,6 +93,15 @@ def run_corpus(config: Config) -> Corpus:
                 ) from None
             print(f"{error.url} is missing or changed; it is made again", file=sys.stderr)
             error.forget()
+
+
+def _verify(corpus: Corpus) -> None:
+    """Raises DamagedOutput for the first file that is not what its manifest says."""
+    made = [*corpus.stages, corpus.shard, corpus.tokens, corpus.triggers, corpus.describe]
+    for manifest in filter(None, made):
+        for entry in manifest.files:
+            with open_checked(manifest.file_url(entry.name)):
+                pass
 
 
 def _run_stages(config: Config, ours: list[Manifest]) -> Corpus:
@@ -106,7 +125,8 @@ def _run_stages(config: Config, ours: list[Manifest]) -> Corpus:
             run,
             runtime,
             overlaps,
-            allow_empty=_is_recrawl(config),
+            # With an earlier corpus to compare with, nothing may be new.
+            allow_empty=_is_recrawl(config) or bool(deduped.run["against"]),
         )
         ours += [shards, *([overlaps] if overlaps else [])]
         tokens = run_tokens(config.section("tokens", TokensConfig), shards, run, runtime)
@@ -126,12 +146,24 @@ def _judged(
     config: Config, source: Manifest, runtime: Runtime, done: list[Manifest]
 ) -> tuple[Manifest, Manifest]:
     """The documents and their signals, which `done` gets, too."""
-    extract = config.section("extract", ExtractConfig)
+    extract, quality = _agreeing(config)
     extracted = run_extract(extract, source, config.run, runtime)
     done.append(extracted)
-    quality = run_quality(config.section("quality", QualityConfig), extracted, config.run, runtime)
-    done.append(quality)
-    return extracted, quality
+    judged = run_quality(quality, extracted, config.run, runtime)
+    done.append(judged)
+    return extracted, judged
+
+
+def _agreeing(config: Config) -> tuple[ExtractConfig, QualityConfig]:
+    """Raises UserError where extract would leave out what quality is to keep."""
+    extract = config.section("extract", ExtractConfig)
+    quality = config.section("quality", QualityConfig)
+    if extract.languages and not set(quality.languages or ["any"]) <= set(extract.languages):
+        raise UserError(
+            f"{config.source}: quality.languages = {quality.languages} wants more than"
+            f" extract.languages = {extract.languages} lets through; give both the same"
+        )
+    return extract, quality
 
 
 def _deduped(
@@ -269,9 +301,12 @@ def show(corpus: Corpus) -> None:
         print(f"personal data replaced by placeholders: {', '.join(redacted)}")
     if corpus.triggers:
         facts = corpus.triggers.facts
+        new = f"{facts['new']:,} more frequent than in earlier crawls"
+        if not facts["compared"]:
+            new = "not compared with an earlier crawl (trigger_scan.against)"
         print(
-            f"phrases that may be planted triggers: {facts['new']:,} more frequent than in earlier"
-            f" crawls, {facts['near'] + facts['standing']:,} in which near-duplicates differ;"
+            f"phrases that may be planted triggers: {new},"
+            f" {facts['near'] + facts['standing']:,} in which near-duplicates differ;"
             f" listed in {corpus.triggers.url}"
         )
     if corpus.overlaps:

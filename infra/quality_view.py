@@ -18,12 +18,17 @@ def show_what_if(path: str, overrides: Sequence[str]) -> None:
     signals, without a run. Raises UserError."""
     changes = [override for override in overrides if override.startswith("quality.")]
     if not changes:
-        raise UserError("say what would be otherwise, as in flywheel whatif quality.min_words=100")
+        raise UserError(
+            "say what of [quality] would be otherwise, as in flywheel whatif quality.min_words=100"
+        )
     rest = [override for override in overrides if override not in changes]
     changed = settings.load_run(path, overrides).section("quality", QualityConfig)
     for key in ("classifier", "blocked_domains_file"):
         if any(change.startswith(f"quality.{key}=") for change in changes):
-            raise UserError(f"quality.{key} is another signal to measure; run flywheel corpus")
+            raise UserError(
+                f"quality.{key} is a signal to measure: write it into {path}, run flywheel corpus,"
+                " then ask again with other thresholds"
+            )
     stored = stored_signals(settings.load_run(path, rest))
     before = {"kept": stored.counts.rows_out, **stored.counts.dropped}
     after = what_if(

@@ -36,7 +36,7 @@ from pipeline.evaluation_ngrams import EvaluationNgrams, Hit, build, find_hits, 
 from pipeline.text.word_hashes import VERSION as HASHES_VERSION
 from pipeline.text.word_hashes import word_hashes, word_places
 
-STAGE, VERSION = "decontaminate", 1
+STAGE, VERSION = "decontaminate", 2
 CONTAMINATED = "contaminated"
 OVERLAPS, OVERLAPS_VERSION = "Overlaps", 1
 _MAX_HITS = 20  # kept of one document; all are counted

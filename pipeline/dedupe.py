@@ -67,7 +67,7 @@ from pipeline.text.signatures import Signer
 
 __all__ = ["DEDUPE", "DEDUPE_VERSION", "SCHEMA", "DedupeConfig", "run_dedupe"]
 log = logging.getLogger(__name__)
-STAGE, VERSION = "dedupe", 5
+STAGE, VERSION = "dedupe", 6
 _RANGE_BYTES = 1 << 25  # of records in one task
 _MAX_RANGES = 4096
 _MAX_REBUILDS = 2  # of one file
@@ -84,7 +84,7 @@ class DedupeConfig(Section):
     shingle_words: int = Field(5, ge=1, description="words in a shingle")
     bands: int = Field(14, ge=1, description="of the MinHash signature")
     rows: int = Field(8, ge=1, description="of a band: MinHash values that must all agree")
-    seed: int = Field(1, description="of the MinHash permutations")
+    seed: int = Field(1, ge=0, lt=1 << 32, description="of the MinHash permutations")
     threshold: float = Field(0.8, gt=0, le=1, description="Jaccard similarity of near-duplicates")
     max_cluster: int = Field(10_000, ge=1, description="documents that one cluster may link")
     against: list[str] = operational(

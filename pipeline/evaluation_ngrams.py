@@ -156,13 +156,23 @@ def _read(url: str, columns: Sequence[str]) -> pa.Table:
     chosen = [name for name in columns if name in textual] if columns else textual
     if not chosen:
         raise UserError(
-            f"decontaminate.columns: {url} has none of {list(columns) or 'text'} with text; it has"
-            f" {', '.join(textual) or 'no text at all'}"
+            f"decontaminate.columns = {list(columns)}: {url} has no such column with text; its"
+            f" columns with text: {', '.join(textual) or 'none'}"
         )
-    return table.select(chosen)
+    table = table.select(chosen)
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"decontaminate.against: {url} holds text that is not UTF-8 ({error})"
+        ) from None
+    return table
 
 
 def _has_text(kind: Any) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(kind) for is_kind in kinds)

@@ -29,9 +29,10 @@ from pipeline.core.records import Document, to_table, write_table
 from pipeline.core.remote import Runtime
 from pipeline.extract_child import Answer, ExtractorChild, Limits
 from pipeline.ranges import USER_AGENT, RangeClient
+from pipeline.text.normalise import without_long_marks
 from pipeline.warc import WarcDamage, WarcResponse, iter_responses
 
-VERSION = 5
+VERSION = 6
 WET_VERSION = "1"  # of the way in which a WET file's text is taken over
 DAMAGE_NAMED = 20  # places of one file
 HIDDEN_NAMED = 50  # findings of one file
@@ -66,9 +67,12 @@ class ExtractConfig(Section):
         " names, which judges the extracted text",
     )
     max_bytes: int = Field(20_000_000, ge=1, description="a larger page is dropped unread")
-    timeout_s: float = Field(20.0, gt=0, description="processor seconds for one page")
+    timeout_s: float = Field(20.0, gt=0, le=3600, description="processor seconds for one page")
     memory_mb: int = Field(
-        2048, ge=1024, description="address space of the extraction process; libraries take 500"
+        2048,
+        ge=1024,
+        le=1 << 20,
+        description="address space of the extraction process; libraries take 500",
     )
 
 
@@ -209,7 +213,7 @@ def _document(
         extractor=answer.extractor,
         extractor_version=answer.version,
         title=answer.title,
-        text="" if reason else answer.text,
+        text="" if reason else without_long_marks(answer.text),
         published=published_of(answer.dates, response.fetched_at),
         declared_language=answer.declared_language,
         license=license_of(answer.license_link, answer.license, response.url),

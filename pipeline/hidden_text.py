@@ -4,15 +4,19 @@ Prompt injections hide there. What opens on a click (tabs, accordions, menus tha
 page names) can be seen and is kept; whether it is main content is the block model's business.
 """
 
+import bisect
 import html
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.hidden_style import Colour, Look, Rules, are_alike, look_of, read_rules
+from pipeline.hidden_cascade import OPENED, Cascade
+from pipeline.hidden_colour import Colour, are_alike
+from pipeline.hidden_style import Look
 from pipeline.page_tree import (
     ARIA_HIDDEN,
     CLASS,
@@ -20,21 +24,28 @@ from pipeline.page_tree import (
     ID,
     IS_UNREAD,
     ROLE,
-    STYLE,
     TAG_IDS,
-    TAGS,
     PageTree,
     bytes_inside,
+    parse_page,
 )
 
 SHOWN_CHARACTERS = 80  # of a finding
 MAX_FINDINGS = 100  # of a page; all are counted
 _MAX_AROUND = 64  # elements upwards that are asked for their background
-_MAX_SHEET = 2_000_000  # bytes
+_MAX_STEPS = 200_000  # of looking into hidden elements, a page
 _WHITE: Colour = (255, 255, 255)
 # Unicode's tag characters spell ASCII that nobody sees; only flags of regions use them.
-_TAG_CHARACTERS = re.compile("(?<![\U0001f3f4\U000e0000-\U000e007f])[\U000e0000-\U000e007f]+")
+_TAG_CHARACTERS = re.compile(
+    "(\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{2,6}\U000e007f)"
+    "|[\U000e0000-\U000e007f]+"
+)
 _TAG_BYTES = "\U000e0020".encode()[:2]  # of all of them, and found at memory's speed
+# What may colour a ground without a rule of the page: a sheet of another file, a script, dark mode.
+_FROM_AFAR = (
+    b"stylesheet", b"@import", b"style.background", b"backgroundcolor", b".bgcolor",
+    b"insertrule", b"color-scheme",
+)  # fmt: skip
 _PANELS = {"tabpanel", "dialog", "menu", "listbox", "region", "tooltip", "alertdialog"}
 _CONTROLS = (
     rb"\s(?:aria-controls|data-(?:bs-)?target|href|for|data-toggle-target|popovertarget)=\"#?"
@@ -49,14 +60,12 @@ _PROSE = re.compile(
     r"(?:[^\W\d_]+[\s,.;:!?'\"()-]+){7}[^\W\d_]+"
 )  # eight words one after the other
 _MARKUP = re.compile(r"<[^<>]*>|\{[^{}]*\}")
-_OPENED = {
-    "display-none", "visibility-hidden", "hidden-attribute", "aria-hidden", "transparent", "folded",
-}  # fmt: skip
 _STREAMED = re.compile(r"[A-Z]:[0-9a-f]{1,6}")  # React's server sends late parts of a page so
 _FOLDS = re.compile(
     r"accordion|collaps|expand|tab-?(?:pane|panel|content)|tabs?__|faq|read-?more|dropdown|sub-?menu"
     r"|disclosure|drawer|carousel|slider|swiper"
 )
+_WHOLE = {TAG_IDS[name] for name in ("html", "body", "main", "article")}
 _OF_TAG = {TAG_IDS["template"]: "template", TAG_IDS["noscript"]: "noscript"}
 
 
@@ -102,16 +111,23 @@ def find_hidden(tree: PageTree) -> Hidden:
     return Hidden(mask, tuple(notes.findings), notes.counts)
 
 
-def without_tag_characters(html: str) -> tuple[str, list[Finding]]:
-    """The page without invisible ASCII, and what that said."""
-    if html.isascii() or _TAG_BYTES not in html.encode("utf-8", "replace"):
-        return html, []
-    said = [
-        "".join(chr(ord(letter) - 0xE0000) for letter in run[:SHOWN_CHARACTERS])
-        for run in _TAG_CHARACTERS.findall(html)
+def without_tag_characters(tree: PageTree) -> tuple[PageTree, list[Finding]]:
+    """The page without invisible ASCII, and what that said. Entities are signs here already."""
+    source: bytes = tree.source.tobytes()
+    if _TAG_BYTES not in source:
+        return tree, []
+    page = source.decode("utf-8", "replace")
+    said = [run[0] for run in _TAG_CHARACTERS.finditer(page) if not run[1]]
+    if not said:
+        return tree, []
+    found = [
+        Finding(
+            "tag-characters",
+            "".join(chr(ord(letter) - 0xE0000) for letter in run[:SHOWN_CHARACTERS]),
+        )
+        for run in said[:MAX_FINDINGS]
     ]
-    found = [Finding("tag-characters", text) for text in said[:MAX_FINDINGS]]
-    return (_TAG_CHARACTERS.sub("", html) if said else html), found
+    return parse_page(_TAG_CHARACTERS.sub(lambda run: run[1] or "", page)), found
 
 
 class _Notes:
@@ -139,7 +155,7 @@ class _Notes:
 
 def _text_of(tree: PageTree, element: int, limit: int) -> str:
     """The first characters of the text inside, white space joined."""
-    first = int(np.searchsorted(tree.text_before, element, side="right"))
+    first = int(np.searchsorted(tree.text_before, np.int32(element), side="right"))
     parts: list[str] = []
     length = 0
     stop = int(tree.end[element])
@@ -159,24 +175,71 @@ def _kinds(tree: PageTree) -> dict[int, str]:
     """Why each hidden element is hidden."""
     attributes = tree.attributes
     kinds: dict[int, str] = {}
-    rules = _rules(tree)
-    looks = _looks(tree, rules)
+    cascade = Cascade(tree)
+    looks = cascade.looks()
     for element in np.flatnonzero(attributes[:, ARIA_HIDDEN, 0]).tolist():
         if tree.value(element, ARIA_HIDDEN).strip().lower() == "true":
             kinds[element] = "aria-hidden"
     for element in np.flatnonzero(attributes[:, HIDDEN, 0]).tolist():
-        kinds[element] = "hidden-attribute"
+        if element not in looks or not looks[element].shows:
+            kinds[element] = "hidden-attribute"
+    inherited: dict[int, str] = {}
     for element, look in looks.items():
         if look.hides:
             kinds[element] = look.hides
-    for element in _same_colours(tree, looks, rules):
-        kinds.setdefault(element, "same-colour")
+            inherited[element] = look.by
+    for element in _same_colours(tree, cascade, looks):
+        if element not in kinds:
+            kinds[element] = "same-colour"
+            inherited[element] = "color"
     if not kinds:
         return kinds
     openers = _Openers(tree)
-    kept = {e for e, kind in kinds.items() if kind in _OPENED and openers.open(e)}
+    kept = {
+        e
+        for e, kind in kinds.items()
+        if kind in OPENED and kind != "off-screen" and openers.open(e)
+    }
+    kept |= _uncovered(tree, looks, inherited, openers.sizes)
+    coloured = [e for e, kind in kinds.items() if kind == "same-colour" and e not in kept]
+    if 2 * _together(tree, coloured, openers.sizes) > openers.sizes[0]:
+        kept.update(coloured)  # then its ground is one that was not seen
     named = {e: "zero-size" if kind == "folded" else kind for e, kind in kinds.items()}
     return {e: kind for e, kind in named.items() if e not in kept}
+
+
+def _together(tree: PageTree, elements: list[int], sizes: Any) -> int:
+    total = behind = 0
+    for element in sorted(elements):
+        if element >= behind:
+            total += int(sizes[element])
+            behind = int(tree.end[element])
+    return total
+
+
+def _uncovered(
+    tree: PageTree, looks: Mapping[int, Look], inherited: Mapping[int, str], sizes: Any
+) -> set[int]:
+    """Elements that hide by a property which most of the text inside has from elsewhere."""
+    order = list(looks)
+    found: set[int] = set()
+    steps = 0
+    for element, by in inherited.items():
+        shown, behind, stop = 0, element + 1, int(tree.end[element])
+        for at in range(bisect.bisect_right(order, element), len(order) if by else 0):
+            inner = order[at]
+            steps += 1
+            if inner >= stop or steps > _MAX_STEPS:
+                break
+            look = looks[inner]
+            if inner >= behind and (
+                by in look.resets or (by == "color" and look.background is not None)
+            ):
+                shown += int(sizes[inner])
+                behind = int(tree.end[inner])
+        if shown and 2 * shown >= sizes[element]:
+            found.add(element)
+    return found
 
 
 class _Openers:
@@ -184,7 +247,7 @@ class _Openers:
 
     def __init__(self, tree: PageTree) -> None:
         self._tree = tree
-        self._sizes = bytes_inside(tree)
+        self.sizes = bytes_inside(tree)
         self._source: bytes = tree.source.tobytes()
         self._asked = 0
         self._controlled: set[bytes] | None = None
@@ -192,9 +255,10 @@ class _Openers:
     def open(self, element: int) -> bool:
         """Whether a person gets to see it: the page itself, which its script uncovers; a panel
         that a control of the page names, or that says by role or class that it opens."""
-        if 2 * self._sizes[element] > self._sizes[0]:
-            return True
         tree = self._tree
+        share = 4 if int(tree.tag[element]) in _WHOLE else 2
+        if share * self.sizes[element] > self.sizes[0]:
+            return True
         if tree.value(element, ROLE) in _PANELS:
             return True
         if _FOLDS.search(tree.value(element, CLASS).lower()):
@@ -224,98 +288,48 @@ class _Openers:
         return self._has_control(name)
 
 
-def _looks(tree: PageTree, rules: Rules) -> dict[int, Look]:
-    """Of the elements that have one, by rule and by style attribute (which wins)."""
-    looks = _ruled(tree, rules) if rules.looks else {}
-    attributes = tree.attributes
-    for element in np.flatnonzero(attributes[:, STYLE, 1] > attributes[:, STYLE, 0]).tolist():
-        look = look_of(html.unescape(tree.value(element, STYLE)))
-        under = looks.get(element, Look())
-        looks[element] = Look(
-            "" if look.shows else look.hides or under.hides,
-            look.shows,
-            look.colour or under.colour,
-            look.background or under.background,
-        )
-    return looks
-
-
-def _rules(tree: PageTree) -> Rules:
-    sheets: list[str] = []
-    read = 0
-    style = TAG_IDS["style"]
-    for index in np.flatnonzero(tree.tag[tree.text_parent] == style).tolist():
-        if tree.text_parent[index] < 0:
-            continue
-        start, end = int(tree.text_start[index]), int(tree.text_end[index])
-        read += end - start
-        if read > _MAX_SHEET:
-            break
-        sheets.append(tree.source[start:end].tobytes().decode("utf-8", "replace"))
-    return read_rules(sheets)
-
-
-def _ruled(tree: PageTree, rules: Rules) -> dict[int, Look]:
-    looks: dict[int, Look] = {}
-    attributes, source = tree.attributes, tree.source.tobytes()
-    for column, sign in ((CLASS, "."), (ID, "#")):
-        known = {name.partition(sign)[2] for name in rules.looks if sign in name}
-        if not known:
-            continue
-        cache: dict[bytes, list[str]] = {}
-        rows = np.flatnonzero(attributes[:, column, 1] > attributes[:, column, 0])
-        places = attributes[rows, column].tolist()
-        for element, (start, end) in zip(rows.tolist(), places, strict=True):
-            value = source[start:end]
-            names = cache.get(value)
-            if names is None:
-                words = value.decode("utf-8", "replace").lower().split()
-                names = cache[value] = [word for word in words if word in known]
-            for name in names:
-                _apply(tree, element, sign + name, rules, looks)
-    return looks
-
-
-def _apply(tree: PageTree, element: int, name: str, rules: Rules, looks: dict[int, Look]) -> None:
-    for selector in (name, TAGS[tree.tag[element]] + name):
-        look = rules.looks.get(selector)
-        if look:
-            under = looks.get(element, Look())
-            looks[element] = Look(
-                "" if look.shows else look.hides or under.hides,
-                look.shows,
-                look.colour or under.colour,
-                look.background or under.background,
-            )
-
-
-def _same_colours(tree: PageTree, looks: dict[int, Look], rules: Rules) -> list[int]:
+def _same_colours(tree: PageTree, cascade: Cascade, looks: Mapping[int, Look]) -> list[int]:
     """Elements whose text has the colour of what lies behind it, where both are known.
 
-    A background around the element, or the page's own white, is known only if no other rule and
-    no style sheet of another file may colour what lies between.
+    A background around the element, or the page's own white, is known only if nothing that is
+    not understood (another rule, another file's sheet, a script) may colour what lies between.
     """
     inked = [element for element, look in looks.items() if look.colour is not None]
     if not inked:
         return []
-    sure = not rules.other_backgrounds and not _has_sheets(tree)
+    grounds = {look.background for look in looks.values() if isinstance(look.background, tuple)}
+    grounds.add(_WHITE)
+    near = {
+        ink for ink in {looks[element].colour for element in inked}
+        if ink and any(are_alike(ink, ground) for ground in grounds)
+    }  # fmt: skip
+    candidates = [element for element in inked if looks[element].colour in near]
+    if not candidates:
+        return []
+    sure = not cascade.rules.other_backgrounds and not _is_coloured_from_afar(tree)
     found: list[int] = []
-    for element in inked:
-        behind: Colour | str | None = looks[element].background
-        around = int(tree.parent[element])
-        for _ in range(_MAX_AROUND):
-            if behind is not None or around < 0 or not sure:
-                break
-            behind = looks[around].background if around in looks else None
-            around = int(tree.parent[around])
-        if behind is None and sure:
-            behind = _WHITE
-        ink = looks[element].colour
-        if ink and behind and not isinstance(behind, str) and are_alike(ink, behind):
+    for element in candidates:
+        ink, behind = looks[element].colour, _behind(tree, looks, element, sure)
+        if ink and isinstance(behind, tuple) and are_alike(ink, behind):
             found.append(element)
-    return found
+    return [element for element in found if not cascade.is_repainted(element)]
 
 
-def _has_sheets(tree: PageTree) -> bool:
-    source = tree.source.tobytes()
-    return b'"stylesheet"' in source or b"@import" in source
+def _behind(
+    tree: PageTree, looks: Mapping[int, Look], element: int, sure: bool
+) -> Colour | str | None:
+    for _ in range(_MAX_AROUND):
+        look = looks.get(element)
+        if look and look.background is not None:
+            return look.background
+        element = int(tree.parent[element])
+        if not sure or (look and look.placed):
+            return None
+        if element < 0:
+            return _WHITE
+    return None
+
+
+def _is_coloured_from_afar(tree: PageTree) -> bool:
+    source = tree.source.tobytes().lower()
+    return any(word in source for word in _FROM_AFAR)

@@ -46,6 +46,7 @@ _SUPERSETS = {
     "euc_kr": "cp949",
 }
 _ANY_LIMIT = 1 << 40
+MAX_TITLE = 1000  # characters
 _TRAFILATURA_VERSION = importlib.metadata.version("trafilatura")
 _RESILIPARSE_VERSION = importlib.metadata.version("resiliparse")
 
@@ -84,16 +85,15 @@ def extract_html(
     judgement of the block model; "cascade", the second one too where the first is not sure of
     itself. A page that is not `wanted` has a title and no text.
     """
-    html, smuggled = without_tag_characters(decode_html(payload, http_charset))
-    tree = parse_page(html)
+    tree, smuggled = without_tag_characters(parse_page(decode_html(payload, http_charset)))
     look = first_look(tree, wanted)
     if look.reason:
-        title = _storable(title_of(tree))
+        title = _storable(title_of(tree)[:MAX_TITLE])
         return Extracted(title, "", unwanted=look.reason, language=look.language)
     hidden = find_hidden(tree)
     text, version = _by(engine, tree, hidden, focus)
     return Extracted(
-        _storable(title_of(tree)),
+        _storable(title_of(tree)[:MAX_TITLE]),
         _storable(text),
         engine,
         version,

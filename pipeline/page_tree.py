@@ -131,6 +131,7 @@ IS_UNREAD, IS_INLINE = _flags(_UNREAD), _flags(_INLINE)
 
 # The attributes that are kept, by column of `PageTree.attributes`.
 CLASS, ID, ROLE, ITEMPROP, STYLE, HIDDEN, ARIA_HIDDEN, CONTENT, TYPE = range(9)
+MEDIA, BGCOLOR, BACKGROUND, COLOR, TEXT = range(9, 14)
 _ATTRIBUTES = (
     "class",
     "id",
@@ -141,6 +142,11 @@ _ATTRIBUTES = (
     "aria-hidden",
     "content",
     "type",
+    "media",
+    "bgcolor",
+    "background",
+    "color",
+    "text",
 )
 _ATTRIBUTE_NAMES = np.array([_packed(name) for name in _ATTRIBUTES], np.uint64)
 _SPACE, _BANG, _QUOTE, _SLASH = 0x20, 0x21, 0x22, 0x2F
@@ -153,7 +159,7 @@ class PageTree:
 
     Elements: `tag` (index in TAGS), `parent` (-1 for none), `end` (the subtree of i is i to
     end[i] - 1), `opens` and `closes` (from `<` to behind the end tag's `>`), `attributes`
-    (n, 9, 2: start and end of the value, 0 and 0 if absent). Texts: `text_start`, `text_end`,
+    (n, 14, 2: start and end of the value, 0 and 0 if absent). Texts: `text_start`, `text_end`,
     `text_parent`, `text_before` (elements begun so far). Comments: `comment_start`, `comment_end`.
     """
 
@@ -270,6 +276,7 @@ def _attributes(source: Any, at: Any, wanted: Any, into: Any) -> Any:
             if wanted[column] == packed and into[column, 1] == 0:
                 into[column, 0] = start
                 into[column, 1] = at
+                break
         at += 1
     return min(at + 1, stop)
 

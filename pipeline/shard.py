@@ -33,7 +33,7 @@ from pipeline.text import pii
 
 __all__ = ["SPLITS", "ShardConfig", "run_shard"]
 log = logging.getLogger(__name__)
-VERSION = 3
+VERSION = 4
 _MAX_REBUILDS = 2  # of one file
 
 

@@ -99,6 +99,7 @@ def open_shard(url: str) -> Generator[GroupWriter]:
             "use_dictionary": _REPEATING,
             "write_statistics": _STATISTICS,
             "write_page_index": True,
+            "write_page_checksum": True,
             "version": "2.6",
         }
         with pq.ParquetWriter(path, schema_of(Document), **options) as writer:

@@ -138,6 +138,7 @@ def _tokenizer_of(data: bytes, url: str) -> Any:
         raise UserError('tokens need: pip install "flywheel-llm[train]"') from None
     try:
         tokenizer = Tokenizer.from_buffer(data)
+        tokenizer.encode("Some text, é 日本.\n")  # the library finds only now what is not whole
     except Exception as error:  # noqa: BLE001 - the library raises this very class
         raise UserError(f"tokens.tokenizer = {url!r} is no tokenizer.json ({error})") from None
     tokenizer.no_truncation()

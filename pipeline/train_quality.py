@@ -74,13 +74,14 @@ def _rows(url: str) -> Iterator[tuple[object, object]]:
         raise UserError(f"{url} cannot be read ({error.strerror}); {_ASK}") from None
     try:
         if url.endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(data), columns=["text", "label"])
-            rows = table.to_pylist()
+            rows = pq.read_table(io.BytesIO(data)).to_pylist()
         else:
             rows = [json.loads(line) for line in data.decode().splitlines() if line.strip()]
         for row in rows:
             yield row["text"], row["label"]
-    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except KeyError as error:
+        raise UserError(f"{url} has a row without {error}; {_ASK}") from None
+    except (ValueError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{url} cannot be read ({error}); {_ASK}") from None
 
 

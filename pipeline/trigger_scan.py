@@ -48,7 +48,7 @@ from pipeline.ngram_bursts import (
     ranked,
 )
 
-STAGE, VERSION = "trigger-scan", 2
+STAGE, VERSION = "trigger-scan", 3
 RECORD, RECORD_VERSION = "Triggers", 1
 SCHEMA = with_version(TRIGGERS, RECORD, RECORD_VERSION)
 _SKETCH, _SKETCH_VERSION = "NgramSketch", 1

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import subprocess
 import tempfile
 import time
@@ -396,8 +397,8 @@ class ShardResult:
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """Processor seconds, children's included; `peak_mb`: the largest resident size of any worker
-    up to the end of its task, which may be an earlier task's."""
+    """Processor seconds, children's included; `peak_mb`: the largest resident size of any one
+    process, worker or child, up to the end of its task, which may be an earlier task's."""
 
     cpu_s: float
     peak_mb: float
@@ -468,12 +469,15 @@ def _cpu_seconds() -> float:
 
 
 def _peak_mb() -> float:
-    """The largest resident size of this process so far; 0 where there is no /proc to tell."""
+    """The largest resident size so far of this process or of one of its children that have ended;
+    of this one only where there is a /proc to tell."""
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return 0.0
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024 if "VmHWM:" in status else 0.0
+        return largest
+    own = int(status.partition("VmHWM:")[2].split()[0]) / 1024 if "VmHWM:" in status else 0.0
+    return max(largest, own)
 
 
 def _read_receipt(url: str) -> tuple[ShardResult, Spent] | None:

@@ -37,8 +37,8 @@ class Rows:
 @dataclasses.dataclass(frozen=True)
 class ShardReader:
     """The share of worker `rank` of `world_size`: rows `first` … `end` - 1 of the split's
-    `num_rows`, counted over all workers. `checked`: each file is compared with its digest first,
-    which reads it whole."""
+    `num_rows`, counted over all workers. What is read is compared with its pages' CRC; `checked`:
+    each file with its digest, too, which reads it whole first."""
 
     shards: Manifest
     split: str
@@ -140,7 +140,7 @@ class ShardReader:
                 source: Any = pa.PythonFile(file, mode="r")
                 if storage.is_local(url):  # without a call of Python for each read
                     source = stack.enter_context(pa.OSFile(str(storage.local_path(url))))
-                parquet = pq.ParquetFile(source)
+                parquet = pq.ParquetFile(source, page_checksum_verification=True)
             if parquet.metadata.num_rows != num_rows:
                 raise UserError(
                     f"{url} has {parquet.metadata.num_rows} rows, its manifest says"

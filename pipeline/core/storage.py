@@ -149,8 +149,11 @@ def atomic_file(url: str, mode: WriteMode = "replace") -> Generator[Path]:
             yield temporary
             fs, path = filesystem(url)
             how = "create" if mode == "create" else "overwrite"
-            with _reaching(url):
-                fs.put_file(str(temporary), path, mode=how)
+            try:
+                with _reaching(url):
+                    fs.put_file(str(temporary), path, mode=how)
+            except FileNotFoundError as error:
+                raise UserError(f"{url!r} cannot be written: {error}; make the bucket") from None
         return
     target = local_path(url)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -186,20 +189,20 @@ def remove(url: str) -> None:
 
 @contextlib.contextmanager
 def _reaching(url: str) -> Generator[None]:
-    """What S3's library says of missing keys, a bad profile or a dead endpoint, in one line."""
+    """In one line what S3's library says of missing keys, a bad profile or a dead endpoint, and
+    HTTP's of a dead server."""
     try:
         yield
     except _store_errors() as error:
-        raise UserError(
-            f"{url!r} cannot be reached: {error}; keys, region and endpoint come from the"
-            " environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL …)"
-        ) from None
+        hint = "; keys, region and endpoint come from the environment (AWS_ACCESS_KEY_ID …)"
+        is_s3 = split_protocol(url)[0] in ("s3", "s3a")
+        raise UserError(f"{url!r} cannot be reached: {error}{hint if is_s3 else ''}") from None
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
-    """Known as soon as the library is loaded."""
-    loaded = sys.modules.get("botocore.exceptions")
-    return (loaded.BotoCoreError,) if loaded else ()
+    """Known as soon as the libraries are loaded."""
+    s3, http = sys.modules.get("botocore.exceptions"), sys.modules.get("aiohttp")
+    return (*((s3.BotoCoreError,) if s3 else ()), *((http.ClientError,) if http else ()))
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -1,12 +1,38 @@
 """One normal form of text, for comparing and identifying; never for training."""
 
+import functools
 import re
+import sys
 import unicodedata
 
 _SPACE = re.compile(r"\s+")
+_NO_ASCII = re.compile(rb"[\x80-\xff]{60}")  # what 31 marks have at least
+MOST_MARKS = 30  # one after the other: Unicode Standard Annex #15, 13 (Stream-Safe Text Format)
 
 
 def normalise(text: str) -> str:
     """NFC, case-folded, runs of white space as one blank, no blank at the ends."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return _SPACE.sub(" ", folded).strip()
+
+
+def without_long_marks(text: str) -> str:
+    """Without what exceeds 30 combining marks in a row: no language has them, and normalisation
+    takes the square of their number."""
+    if text.isascii() or not _NO_ASCII.search(text.encode("utf-8", "replace")):
+        return text
+    return _long_marks().sub(r"\1", text)
+
+
+@functools.cache
+def _long_marks() -> re.Pattern[str]:
+    """All that begin with a mark when they are decomposed."""
+    ranges: list[list[int]] = []
+    for point in range(0x300, sys.maxunicode + 1):
+        if unicodedata.combining(unicodedata.normalize("NFD", chr(point))[0]):
+            if ranges and ranges[-1][1] == point - 1:
+                ranges[-1][1] = point
+            else:
+                ranges.append([point, point])
+    marks = "".join(f"{chr(low)}-{chr(high)}" for low, high in ranges)
+    return re.compile(f"([{marks}]{{{MOST_MARKS}}})[{marks}]++")

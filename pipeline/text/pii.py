@@ -20,8 +20,8 @@ KINDS: tuple[str, ...] = (
     "card",
     "phone",
 )  # in the order in which they are looked for
+_MAX_ROUNDS = 5
 _MARKS = {kind: f"<{kind.upper()}>" for kind in KINDS}
-_ALL_MARKS = tuple(_MARKS.values())
 Span = tuple[int, int]
 
 
@@ -83,16 +83,17 @@ def _shift(shifts: Sequence[Span], place: int) -> int:
 
 
 def _edited(text: str) -> _Edits:
+    """Until nothing more is found: behind a placeholder something may begin that what it hides had
+    kept from beginning."""
     edits = _Edits(text, [], [])
-    for kind, spans_of in _FINDERS.items():
-        if spans := list(spans_of(edits.text)):
-            edits.replace(kind, spans)
+    for _ in range(_MAX_ROUNDS):
+        before = len(edits.found)
+        for kind, spans_of in _FINDERS.items():
+            if spans := list(spans_of(edits.text)):
+                edits.replace(kind, spans)
+        if len(edits.found) == before:
+            break
     return edits
-
-
-def _behind_mark(text: str, start: int) -> bool:
-    """Right behind a placeholder nothing begins: what it hides has kept it from beginning."""
-    return text[max(0, start - 8) : start].endswith(_ALL_MARKS)
 
 
 # A pattern begins only where what it takes begins (a lookbehind) and never gives back (possessive
@@ -124,7 +125,7 @@ def _email_at(text: str, last: int, at: int) -> Span | None:
     labels = text[at + 1 : end].split(".")
     while len(labels) > 1 and not _TOP_DOMAIN.fullmatch(labels[-1]):
         end -= len(labels.pop()) + 1
-    whole = len(labels) > 1 and not _behind_mark(text, local.start())
+    whole = len(labels) > 1
     return (start, end) if whole else None
 
 
@@ -162,7 +163,7 @@ def _addresses(text: str) -> Iterator[Span]:
             found.append((start, end))
     last = 0
     for start, end in sorted(found):
-        if start >= last and not _behind_mark(text, start):
+        if start >= last:
             yield start, end
             last = end
 
@@ -198,7 +199,7 @@ def _ibans(text: str) -> Iterator[Span]:
     for match in _IBAN.finditer(text):
         start = match.start() - 2
         end = _iban_end(text, start, IBAN_LENGTHS.get(text[start : start + 2].upper(), 0))
-        if end and start >= last and not _behind_mark(text, start):
+        if end and start >= last:
             yield start, end
             last = end
 
@@ -239,10 +240,8 @@ def _cards(text: str) -> Iterator[Span]:
     for match in _CARD.finditer(text):
         digits = match.group().replace(" ", "").replace("-", "")
         start, end = match.span()
-        if (
-            has_luhn(digits)
-            and (has_issuer(digits) or _CARD_CUE.search(text, max(0, start - 40), start))
-            and not _behind_mark(text, start)
+        if has_luhn(digits) and (
+            has_issuer(digits) or _CARD_CUE.search(text, max(0, start - 40), start)
         ):
             yield start, end
 
@@ -294,7 +293,7 @@ def _judged(text: str, start: int, end: int) -> Iterator[Span]:
         return
     at = start
     for match in _FORM.finditer(text, start, end):
-        if not _right_length(match.group()) or _behind_mark(text, match.start()):
+        if not _right_length(match.group()):
             continue
         yield from _between(text, at, match.start())
         yield match.span()
@@ -314,8 +313,6 @@ def _between(text: str, start: int, end: int) -> Iterator[Span]:
 
 def _is_phone(text: str, start: int, end: int) -> bool:
     if not _right_length(text[start : min(end, start + 64)]) or end - start > 40:
-        return False
-    if _behind_mark(text, start):
         return False
     return bool(
         _FORM.fullmatch(text, start, end)

@@ -1,7 +1,8 @@
 """Compiled loops over UTF-8 text: words, their hashes, shingles of words, MinHash signatures.
 
-A word's hash is a polynomial over random values of its folded characters, a shingle's one over its
-words' hashes. Integers only: every machine gets the same. pipeline/text/signatures.py is the door.
+Hashes are chains of exclusive or, rotation and product: over the random values of a word's folded
+characters, over the words of a shingle and of a text. Integers only: every machine gets the same.
+pipeline/text/signatures.py is the door.
 """
 
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 
 from pipeline.text.characters import ALONE, FOLDED, SLOW, WORD
 
-CHARACTER_STEP = np.uint64(33)  # h * 33 is a shift and an add
+CHARACTER_STEP = np.uint64(0x9FB21C651E98DF25)
 WORD_STEP = np.uint64(0x9E3779B97F4A7C15)
 DIGEST_STEPS = (np.uint64(0xD6E8FEB86659FD93), np.uint64(0xA0761D6478BD642F))
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _SEED = np.uint64(0x2545F4914F6CDD1D)
 _U0, _U1, _U6, _U33 = np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(33)
+_UP, _DOWN = np.uint64(29), np.uint64(35)  # a rotation
 _ASCII = 0x80
 _compiled: Any = numba.njit(cache=True, nogil=True, boundscheck=False)
 
@@ -35,6 +37,15 @@ def mix(value: Any) -> Any:
 def character_value(point: Any) -> Any:
     """The random value of a folded code point."""
     return mix((np.uint64(point) + _U1) * _SEED)
+
+
+@_compiled
+def chained(value: Any, more: Any, step: Any) -> Any:
+    """The hash of what `value` is of and one thing more. Of sums and products alone anybody could
+    make equal ones: a letter pair in the order of Thue and Morse, whatever the factor, or sums
+    found from many lists (Wagner 2002)."""
+    value ^= more
+    return ((value << _UP) | (value >> _DOWN)) * step
 
 
 @_compiled
@@ -69,7 +80,7 @@ def word_hashes(text: Any, start: Any, end: Any, tables: Any, is_normal: Any, wo
             words[count] = value
             now = np.int64(is_word[byte])
             count += inside & (1 - now)
-            value = (value * CHARACTER_STEP + values[byte]) & masks[byte]
+            value = chained(value, values[byte], CHARACTER_STEP) & masks[byte]
             inside = now
             at += 1
             continue
@@ -85,7 +96,7 @@ def word_hashes(text: Any, start: Any, end: Any, tables: Any, is_normal: Any, wo
             count += 1
             value, inside = _U0, np.int64(0)
         elif entry & WORD:
-            value = value * CHARACTER_STEP + character_value(entry & FOLDED)
+            value = chained(value, character_value(entry & FOLDED), CHARACTER_STEP)
             inside = np.int64(1)
         else:
             words[count] = value
@@ -103,7 +114,7 @@ def shingle_hashes(words: Any, count: Any, size: Any, found: Any) -> Any:
     if count < size:
         value = _U0
         for index in range(count):
-            value = value * WORD_STEP + mix(words[index])
+            value = chained(value, mix(words[index]), WORD_STEP)
         found[0] = mix(value + np.uint64(count))
         return 1
     for index in range(count):
@@ -112,7 +123,7 @@ def shingle_hashes(words: Any, count: Any, size: Any, found: Any) -> Any:
     for index in range(number):
         value = words[index]
         for offset in range(1, size):
-            value = value * WORD_STEP + words[index + offset]
+            value = chained(value, words[index + offset], WORD_STEP)
         found[index] = mix(value)
     return number
 
@@ -191,7 +202,7 @@ def _digest(words: Any, count: Any, step: Any) -> Any:
     """Of the words in their order, in which `shingle_hashes` has left them."""
     value = np.uint64(count)
     for index in range(count):
-        value = value * step + words[index]
+        value = chained(value, words[index], step)
     return mix(value)
 
 

@@ -51,7 +51,12 @@ def corpus(place: str, root: str, *overrides: str) -> dict[str, Manifest]:
         [
             *("corpus", "--config", str(config), f"run.root={root}", "run.backend=local"),
             *("run.workers=1", f'ingest.warcs=["{place}/part-0.warc.gz"]'),
-            *("quality.rules=[]", "quality.languages=[]", "dedupe.line_min_docs=5"),
+            *(
+                "quality.rules=[]",
+                "quality.languages=[]",
+                "extract.languages=[]",
+                "dedupe.line_min_docs=5",
+            ),
             *("shard.heldout_fraction=0.2", "shard.max_rows_per_shard=5"),
             f'decontaminate.against=["{place}/items.parquet"]',
             *overrides,
@@ -107,6 +112,14 @@ def test_same_bytes_as_on_the_disk(
     corpus("s3://flywheel/in", there)  # a no-op
     assert capsys.readouterr().out == printed
     assert {method for method, *_ in object_store.asked} <= {"GET", "HEAD"}
+
+
+def test_a_bucket_that_is_not_there_is_one_line(
+    object_store: ObjectStore, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["run.root=s3://nosuch/c", "run.backend=local", "run.workers=1"]
+    assert cli.main(["corpus", *overrides, "crawl.seeds=[]", f'ingest.warcs=["{files[0]}"]']) == 2
+    assert capsys.readouterr().err.strip().endswith("make the bucket")
 
 
 def test_a_busy_store_is_asked_again(object_store: ObjectStore, files: list[Path]) -> None:

@@ -194,6 +194,7 @@ def small(tmp_path_factory, english: English, warc_record: Record) -> tuple[Path
     config = str(ROOT / "infra" / "runs" / "laptop.toml")
     command = ["corpus", "--config", config, "run.backend=local", "run.workers=1"]
     command += [f'ingest.warcs=["{folder}/*.warc.gz"]', "quality.rules=[]", "quality.languages=[]"]
+    command += ["extract.languages=[]"]
     assert cli.main([*command, f"run.root={folder}/data"]) == 0
     return folder / "data", command
 
@@ -247,6 +248,43 @@ def test_a_corrupt_file_of_an_earlier_stage_is_made_again_and_never_used(
     assert contents(root) == contents(undisturbed)
     if stage != "dedupe":  # which keeps no receipts once it is done
         assert {file: file.stat().st_mtime_ns for file in others} == others
+
+
+def test_what_nobody_reads_any_more_is_found_on_demand(
+    small: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed, command = small
+    root = tmp_path / "data"
+    shutil.copytree(undisturbed, root)
+    [path] = root.glob("shard/*/train-00000.parquet")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    assert cli.main([*command, f"run.root={root}"]) == 0
+    assert path.read_bytes() != whole
+    assert cli.main([*command, f"run.root={root}", "--verify"]) == 0
+    assert "train-00000.parquet is missing or changed; it is made again" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+    assert contents(root) == contents(undisturbed)
+
+
+def test_what_quality_wants_extract_must_let_through(
+    small: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [f"run.root={tmp_path}", 'extract.languages=["en"]']
+    for wanted in ('["zh","en"]', "[]"):
+        assert cli.main([*small[1], *overrides, f"quality.languages={wanted}"]) == 2
+        assert "give both the same" in capsys.readouterr().err
+
+
+def test_a_corpus_of_which_an_earlier_one_has_all_is_empty_and_no_error(
+    small: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [earlier] = small[0].glob("dedupe/*")
+    overrides = [f"run.root={tmp_path}", f'dedupe.against=["{earlier}"]']
+    assert cli.main([*small[1], *overrides]) == 0
+    said = capsys.readouterr().out
+    assert "train 0 bytes, heldout 0 bytes" in said
+    assert "data card: " in said
 
 
 def test_a_corrupt_shard_is_not_trained_on(small: tuple[Path, list[str]], tmp_path: Path) -> None:
@@ -331,7 +369,7 @@ def test_a_worker_that_is_killed(small: tuple[Path, list[str]], tmp_path: Path) 
 
     murderer = threading.Thread(target=kill_one)
     murderer.start()
-    config = ExtractConfig(languages=["en"])  # laptop.toml's
+    config = ExtractConfig()
     manifest = run_extract(config, read_manifest(str(source)), RunConfig(root=str(root)), runtime)
     murderer.join()
     runtime.close()

@@ -221,8 +221,12 @@ def test_a_damaged_index_is_not_trusted(run, docs_manifest, document, english, e
     [
         (None, [], "cannot be read"),
         (b"PAR1 not really", [], "is no whole Parquet file"),
-        ({"n": [1]}, [], "no text at all"),
-        ({"question": ["a"]}, ["text"], r"has none of \['text'\] with text; it has question"),
+        ({"n": [1]}, [], "its columns with text: none"),
+        (
+            {"question": ["a"]},
+            ["text"],
+            r"has no such column with text; its columns with text: question",
+        ),
     ],
 )
 def test_a_set_that_cannot_be_read_is_named(tmp_path, content, columns, complaint):
@@ -233,6 +237,20 @@ def test_a_set_that_cannot_be_read_is_named(tmp_path, content, columns, complain
         pq.write_table(pa.table(content), path)
     with pytest.raises(UserError, match=complaint):
         list(read_items([str(path)], columns))
+
+
+def test_text_that_is_not_utf8_is_named_and_every_form_of_text_is_read(tmp_path):
+    path = tmp_path / "set.parquet"
+    torn = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"a\xff")]
+    )
+    pq.write_table(pa.table({"question": torn}), path)
+    with pytest.raises(UserError, match="not UTF-8"):
+        list(read_items([str(path)], []))
+    words = pa.array(["one", "two"])
+    forms = {"coded": words.dictionary_encode(), "large": words.cast(pa.large_string())}
+    pq.write_table(pa.table({**forms, "plain": words}), path)
+    assert [texts for _, _, texts in read_items([str(path)], [])] == [["one"] * 3, ["two"] * 3]
 
 
 def test_no_set_is_refused(run, docs_manifest):

@@ -2,7 +2,9 @@
 
 import pytest
 
-from pipeline.hidden_style import are_alike, look_of, read_rules
+from pipeline.hidden_colour import are_alike
+from pipeline.hidden_rules import read_rules
+from pipeline.hidden_style import look_of
 from pipeline.hidden_text import MAX_FINDINGS, SHOWN_CHARACTERS, find_hidden
 from pipeline.html_text import extract_html
 from pipeline.page_blocks import find_blocks
@@ -234,9 +236,9 @@ def test_tag_characters_that_no_eye_sees_go() -> None:
 )
 def test_hostile_styles_take_no_time(style: str) -> None:
     assert look_of(style).hides == ""
-    assert read_rules([".x{" + style.replace("}", "") + "}" * 3 + "{" * 50_000]).looks.keys() <= {
-        ".x"
-    }
+    assert read_rules(
+        [("", ".x{" + style.replace("}", "") + "}" * 3 + "{" * 50_000)]
+    ).blocks.keys() <= {".x"}
 
 
 def test_colours() -> None:

@@ -221,6 +221,11 @@ def test_what_is_no_tokenizer_is_named(gpt2, wide, shards, run, tmp_path):
         (tmp_path / "bad.json").write_bytes(data)
         with pytest.raises(UserError, match=r"is no tokenizer\.json"):
             tokens_of(tmp_path / "bad.json", source, run)
+    torn = json.loads(wide.read_text())
+    torn["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+    (tmp_path / "bad.json").write_text(json.dumps(torn))
+    with pytest.raises(UserError, match=r"is no tokenizer\.json"):
+        tokens_of(tmp_path / "bad.json", source, run)
     with pytest.raises(UserError, match=r"tokens\.end_of_text: .* has none of <end>"):
         tokens_of(gpt2, source, run, end_of_text="<end>")
     with pytest.raises(UserError, match=r"tokens\.begin_of_text = '<begin>' is no token"):

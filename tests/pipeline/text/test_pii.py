@@ -271,3 +271,13 @@ def test_placeholders_are_what_redact_leaves_alone():
     text = " ".join(f"<{kind.upper()}>" for kind in pii.KINDS)
     assert pii.redact(text).text == text
     assert re.findall(r"<\w+>", text)
+
+
+@pytest.mark.parametrize("mark", ["<EMAIL>", "<IP>", "<PHONE>", "<CARD>", "<IBAN>"])
+@pytest.mark.parametrize(
+    "secret", ["bob.smith@gmail.com", "8.8.4.14", "+44 20 7946 0958", "4111 1111 1111 1111"]
+)
+def test_a_forged_placeholder_hides_nothing(mark: str, secret: str) -> None:
+    for text in (f"{mark}{secret}", f"{mark}{secret}</x>", f"see {mark} {secret}"):
+        assert secret not in pii.redact(text).text
+        assert pii.redact(pii.redact(text).text).counts == {}

@@ -126,7 +126,7 @@ def _run_stages(config: Config, ours: list[Manifest]) -> Corpus:
             runtime,
             overlaps,
             # With an earlier corpus to compare with, nothing may be new.
-            allow_empty=_is_recrawl(config) or bool(deduped.run["against"]),
+            allow_empty=_is_recrawl(config) or bool(deduped.run.get("against")),
         )
         ours += [shards, *([overlaps] if overlaps else [])]
         tokens = run_tokens(config.section("tokens", TokensConfig), shards, run, runtime)

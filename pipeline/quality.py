@@ -33,7 +33,7 @@ from pipeline.text.language import detect_language
 from pipeline.text.quality_signals import measure
 
 __all__ = ["SCHEMA", "SIGNALS", "SIGNALS_VERSION", "QualityConfig", "judge", "run_quality"]
-VERSION = 3
+VERSION = 4
 SIGNALS = "Signals"
 SIGNALS_VERSION = 1
 SCHEMA = with_version(

@@ -121,8 +121,8 @@ def shingle_hashes(words: Any, count: Any, size: Any, found: Any) -> Any:
         words[index] = mix(words[index])
     number = count - size + 1
     for index in range(number):
-        value = words[index]
-        for offset in range(1, size):
+        value = _U0
+        for offset in range(size):
             value = chained(value, words[index + offset], WORD_STEP)
         found[index] = mix(value)
     return number

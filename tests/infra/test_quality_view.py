@@ -79,8 +79,8 @@ def test_what_if_answers_from_the_stored_signals(config: str, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "say what would be otherwise"),
-        (["run.workers=1"], "say what would be otherwise"),
+        ([], "say what of [quality] would be otherwise"),
+        (["run.workers=1"], "say what of [quality] would be otherwise"),
         (["quality.min_wrods=1"], "did you mean 'min_words'?"),
     ],
 )

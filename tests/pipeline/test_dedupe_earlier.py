@@ -182,7 +182,7 @@ def test_a_damaged_file_of_an_earlier_crawl(crawl, document, english, tmp_path):
     one, _ = crawl([[document(english(1, 100))]])
     [bands] = tmp_path.glob(f"data/dedupe/{one.key}/bands-*")
     whole = bands.read_bytes()
-    bands.write_bytes(whole[:100] + b"x" + whole[101:])
+    bands.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     new = [[document(english(2, 100))]]
     with pytest.raises(UserError, match=r"bands-00000.sorted is damaged in section 0; delete"):
         crawl(new, one)

@@ -99,7 +99,7 @@ def test_parquet_reads_like_json_lines(tmp_path, labelled):
     ("content", "complaint"),
     [
         ('{"text": "a", "label": 2}', "row 1: no text with label 0 or 1"),
-        ('{"text": "a"}', "cannot be read"),
+        ('{"text": "a"}', "row without 'label'"),
         ("not json", "cannot be read"),
         ('{"text": "a", "label": 1}', "all labels are alike"),
         ('{"text": null, "label": 1}', "row 1"),

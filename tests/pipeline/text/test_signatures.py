@@ -153,8 +153,17 @@ def test_signatures_do_not_move() -> None:
     assert signed.digests[:, 1].tolist() == DIGESTS
 
 
-KEYS = [6776047068271248468, 10820679263027089491]
+KEYS = [9742971759729447925, 10820679263027089491]
 DIGESTS = [16542449043939809834, 1400499047700195314]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_order_of_words_and_their_repeats_count(size: int) -> None:
+    words = [f"w{n}" for n in range(size)]
+    turned = [" ".join(words[at:] + words[:at]) for at in range(size)] + [" ".join(words[::-1])]
+    turned += [" ".join([word] * size) for word in words]
+    sets = Signer(shingle_words=size).shingle_sets(turned)
+    assert len(set(sets.hashes.tolist())) == len(set(turned))
 
 
 @pytest.mark.parametrize("pair", ["ab", "aб", "éz"])

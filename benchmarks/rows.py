@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.manifest import code_commit
+from pipeline.core.commit import code_commit
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _HEAD = """\

@@ -20,6 +20,7 @@ from pipeline.core.manifest import (
     planning,
 )
 from pipeline.core.remote import Runtime, open_runtime
+from pipeline.core.shard_tasks import forget
 from pipeline.crawl import CrawlConfig, run_crawl
 from pipeline.decontaminate import DecontaminateConfig, run_decontaminate
 from pipeline.dedupe import DedupeConfig, run_dedupe
@@ -92,7 +93,7 @@ def run_corpus(config: Config, *, verify: bool = False) -> Corpus:
                     " that corpus again: it makes anew what is missing"
                 ) from None
             print(f"{error.url} is missing or changed; it is made again", file=sys.stderr)
-            error.forget()
+            forget(error)
 
 
 def _verify(corpus: Corpus) -> None:

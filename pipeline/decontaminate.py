@@ -20,17 +20,10 @@ from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
 from pipeline.core.identity import sha256_text
-from pipeline.core.manifest import (
-    Counts,
-    DamagedOutput,
-    Manifest,
-    ShardResult,
-    StageOutput,
-    describe_file,
-    map_shards,
-)
+from pipeline.core.manifest import Counts, DamagedOutput, Manifest, StageOutput, describe_file
 from pipeline.core.records import Document, read_table, with_version, write_table
 from pipeline.core.remote import Runtime
+from pipeline.core.shard_tasks import ShardResult, map_shards
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION
 from pipeline.evaluation_ngrams import EvaluationNgrams, Hit, build, find_hits, read_items
 from pipeline.text.word_hashes import VERSION as HASHES_VERSION

@@ -18,8 +18,9 @@ from pydantic import Field
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import Counts, Manifest, ShardResult, StageOutput
+from pipeline.core.manifest import Counts, Manifest, StageOutput
 from pipeline.core.remote import Runtime
+from pipeline.core.shard_tasks import ShardResult
 from pipeline.dedupe_components import (
     Files,
     Pieces,

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.core import storage
-from pipeline.core.manifest import Counts, ShardResult
+from pipeline.core.manifest import Counts
+from pipeline.core.shard_tasks import ShardResult
 from pipeline.dedupe_decisions import (
     REFUSED_SHOWN,
     Copies,

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pipeline.core import storage
-from pipeline.core.manifest import ShardResult, StageOutput, is_planning, map_shards
+from pipeline.core.manifest import StageOutput, is_planning
 from pipeline.core.remote import Runtime
+from pipeline.core.shard_tasks import ShardResult, map_shards
 from pipeline.dedupe_files import KEPT, LAYOUT, STEPS
 
 log = logging.getLogger(__name__)

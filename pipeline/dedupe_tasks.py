@@ -14,8 +14,9 @@ import xxhash
 from pyarrow import compute
 
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import Counts, ShardResult, describe_file
+from pipeline.core.manifest import Counts, describe_file
 from pipeline.core.records import Document, read_columns, with_version, write_table
+from pipeline.core.shard_tasks import ShardResult
 from pipeline.dedupe_files import (
     BANDS,
     DECISIONS,

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from pipeline.core.manifest import Counts, ShardResult
+from pipeline.core.manifest import Counts
 from pipeline.core.records import Document, read_columns
+from pipeline.core.shard_tasks import ShardResult
 from pipeline.dedupe_files import file_url, parse_ids, write_records
 from pipeline.section_files import KEY_END, Records, read_range
 from pipeline.urls import canonical

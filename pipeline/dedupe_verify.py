@@ -13,7 +13,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.manifest import Counts, ShardResult
+from pipeline.core.manifest import Counts
+from pipeline.core.shard_tasks import ShardResult
 from pipeline.dedupe_files import (
     EDGES,
     NEEDS,

@@ -15,9 +15,10 @@ import xxhash
 
 from pipeline.core import storage
 from pipeline.core.config import RunConfig
-from pipeline.core.manifest import Counts, Manifest, ShardResult, StageOutput, map_shards
+from pipeline.core.manifest import Counts, Manifest, StageOutput
 from pipeline.core.records import read_table
 from pipeline.core.remote import Runtime
+from pipeline.core.shard_tasks import ShardResult, map_shards
 from pipeline.describe_funnel import Described, check_funnel, funnel_rows
 from pipeline.describe_kept import (
     NONE_DECLARED,

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
-from pipeline.core.manifest import Counts, ShardResult
+from pipeline.core.manifest import Counts
 from pipeline.core.records import Document, read_columns
+from pipeline.core.shard_tasks import ShardResult
 from pipeline.describe_tasks import excerpt, url_of, write_findings
 from pipeline.shard_files import iter_rows, rows_at_once
 from pipeline.tallies import Findings, log_bin

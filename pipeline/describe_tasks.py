@@ -15,8 +15,9 @@ import xxhash
 from pyarrow import compute
 
 from pipeline.core import storage
-from pipeline.core.manifest import Counts, ShardResult
+from pipeline.core.manifest import Counts
 from pipeline.core.records import Document, read_columns
+from pipeline.core.shard_tasks import ShardResult
 from pipeline.decontaminate import OVERLAPS, OVERLAPS_VERSION
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION
 from pipeline.dedupe_files import parse_ids

@@ -17,16 +17,10 @@ from pydantic import Field
 
 from pipeline.core.config import RunConfig, Section
 from pipeline.core.identity import doc_id
-from pipeline.core.manifest import (
-    Counts,
-    Manifest,
-    ShardResult,
-    StageOutput,
-    describe_file,
-    map_shards,
-)
+from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 from pipeline.core.records import Document, to_table, write_table
 from pipeline.core.remote import Runtime
+from pipeline.core.shard_tasks import ShardResult, map_shards
 from pipeline.extract_child import Answer, ExtractorChild, Limits
 from pipeline.ranges import USER_AGENT, RangeClient
 from pipeline.text.normalise import without_long_marks

@@ -17,16 +17,10 @@ from pipeline.blocklist import blocklist_of, read_blocklist
 from pipeline.core import storage
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import (
-    Counts,
-    Manifest,
-    ShardResult,
-    StageOutput,
-    describe_file,
-    map_shards,
-)
+from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 from pipeline.core.records import Document, read_table, with_version, write_table
 from pipeline.core.remote import Runtime
+from pipeline.core.shard_tasks import ShardResult, map_shards
 from pipeline.quality_classifier import QualityClassifier
 from pipeline.quality_rules import BLOCKED, CLASSIFIER, QualityConfig, decide
 from pipeline.text.language import detect_language

@@ -16,16 +16,10 @@ from pydantic import Field, field_validator
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import (
-    RECEIPT,
-    Counts,
-    Manifest,
-    ShardResult,
-    StageOutput,
-    map_shards,
-)
+from pipeline.core.manifest import Counts, Manifest, StageOutput
 from pipeline.core.records import Document
 from pipeline.core.remote import Runtime
+from pipeline.core.shard_tasks import RECEIPT, ShardResult, map_shards
 from pipeline.section_files import DamagedFile
 from pipeline.shard_join import SPLITS, JoinTask, join_file
 from pipeline.shard_write import WriteTask, cuts_of, write_empty, write_shard

@@ -17,8 +17,9 @@ from pyarrow import compute
 
 from pipeline.core import storage
 from pipeline.core.identity import is_heldout
-from pipeline.core.manifest import Counts, ShardResult, describe_file
+from pipeline.core.manifest import Counts, describe_file
 from pipeline.core.records import Document
+from pipeline.core.shard_tasks import ShardResult
 from pipeline.decontaminate import OVERLAPS, OVERLAPS_VERSION
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION
 from pipeline.quality import SIGNALS, SIGNALS_VERSION

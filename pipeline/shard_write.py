@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core import storage
-from pipeline.core.manifest import Counts, FileEntry, ShardResult, describe_file
+from pipeline.core.manifest import Counts, FileEntry, describe_file
+from pipeline.core.shard_tasks import ShardResult
 from pipeline.section_files import KEY_END, Records, read_range
 from pipeline.shard_files import KEY, KEYS, in_order, open_shard, read_joined
 from pipeline.shard_join import joined_name, keys_name

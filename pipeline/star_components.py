@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.manifest import Counts, ShardResult
+from pipeline.core.manifest import Counts
+from pipeline.core.shard_tasks import ShardResult
 from pipeline.dedupe_files import cut_keys, file_url, write_records
 from pipeline.dedupe_steps import StepRunner
 from pipeline.section_files import read_range

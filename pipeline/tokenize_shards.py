@@ -20,16 +20,10 @@ from pydantic import Field
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import (
-    Counts,
-    Manifest,
-    ShardResult,
-    StageOutput,
-    describe_file,
-    map_shards,
-)
+from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 from pipeline.core.records import Document, open_table
 from pipeline.core.remote import Runtime
+from pipeline.core.shard_tasks import ShardResult, map_shards
 from pipeline.core.token_reader import SPLITS, STAGE, starts_name, tokens_name
 
 VERSION = 1

@@ -23,19 +23,17 @@ from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import (
-    RECEIPT,
     Counts,
     DamagedOutput,
     FileEntry,
     Manifest,
-    ShardResult,
     StageOutput,
     describe_file,
-    map_shards,
     read_manifest,
 )
 from pipeline.core.records import Document, read_table, with_version, write_table
 from pipeline.core.remote import Runtime
+from pipeline.core.shard_tasks import RECEIPT, ShardResult, map_shards
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION
 from pipeline.ngram_bursts import (
     TRIGGERS,

@@ -14,6 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.manifest import DamagedOutput
 from pipeline.core.records import Document, read_records, read_table
 from pipeline.core.remote import InlineRuntime
+from pipeline.core.shard_tasks import forget
 from pipeline.decontaminate import (
     CONTAMINATED,
     OVERLAPS,
@@ -212,7 +213,7 @@ def test_a_damaged_index_is_not_trusted(run, docs_manifest, document, english, e
     with pytest.raises(DamagedOutput) as found:
         run_decontaminate(config, docs, dedupe, run, Damaging(run.root, name))
     assert found.value.name == name
-    found.value.forget()
+    forget(found.value)
     assert run_decontaminate(config, docs, dedupe, run, InlineRuntime()).counts.rows_in == 1
 
 

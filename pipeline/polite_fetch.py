@@ -1,6 +1,6 @@
 """Requests with manners: each host at its own pace, with retries where they may help.
 
-How a request is made is pipeline/fetch.py's part; what is asked for, pipeline/crawl_shard.py's.
+How a request is made is pipeline/fetch.py's part; what is asked for, pipeline/url_visit.py's.
 """
 
 import contextlib

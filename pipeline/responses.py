@@ -5,9 +5,10 @@ import dataclasses
 from pipeline.crawl_config import CrawlConfig
 from pipeline.fetch import Page
 from pipeline.frontier_state import Entry
-from pipeline.links import PageFacts, read_page, sitemap_links
+from pipeline.links import PageFacts, read_page
 from pipeline.opt_outs import OptOuts
 from pipeline.politeness import page_policy, refusal
+from pipeline.sitemaps import sitemap_links
 from pipeline.urls import Scope, UrlRules, canonical
 
 MAX_HOPS = 10  # redirects in a row; Fetch standard allows 20

@@ -32,6 +32,7 @@ from infra.card_findings import (
 from infra.card_sources import CardSources
 from infra.pictures import Bar
 from pipeline.core.manifest import Manifest
+from pipeline.describe_funnel import CHANGED
 
 _BARS_SHOWN = 15
 _RULES_SHOWN = 60  # with samples
@@ -55,7 +56,12 @@ def card_parts(card: CardSources) -> list[CardPart]:
 
 def funnel_part(card: CardSources) -> CardPart:
     rows = [
-        (stage, what if not reason else f"{what}: {reason}", f"{number:,}", f"{size:,}")
+        (
+            stage,
+            what if not reason else f"{what}: {reason}",
+            "none gone" if what == CHANGED else f"{number:,}",
+            f"{size:,}",
+        )
         for stage, what, reason, number, size in card.facts["funnel"]
     ]
     said = (

@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from infra.card_sources import CardSources
 from infra.data_card import write_card
 from infra.tables import table
+from pipeline.core import storage
 from pipeline.core.config import Config
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import (
@@ -18,6 +19,7 @@ from pipeline.core.manifest import (
     is_planning,
     open_checked,
     planning,
+    read_manifest,
 )
 from pipeline.core.remote import Runtime, open_runtime
 from pipeline.core.shard_tasks import forget
@@ -27,6 +29,7 @@ from pipeline.dedupe import DedupeConfig, run_dedupe
 from pipeline.describe import run_describe
 from pipeline.extract import ExtractConfig, run_extract
 from pipeline.ingest import IngestConfig, run_ingest
+from pipeline.quality import VERSION as QUALITY_VERSION
 from pipeline.quality import QualityConfig, run_quality
 from pipeline.shard import ShardConfig, run_shard
 from pipeline.tokenize_shards import TokensConfig, run_tokens
@@ -111,7 +114,8 @@ def _run_stages(config: Config, ours: list[Manifest]) -> Corpus:
     source = _source(config)
     with open_runtime(run) as runtime:
         extracted, judged = _judged(config, source, runtime, ours)
-        epochs = _earlier_epochs(config, runtime)
+        earlier = _earlier_epochs(config, runtime)
+        epochs = {epoch: dedupe for epoch, (_, dedupe) in earlier.items()}
         deduped = _deduped(config, extracted, judged, runtime, epochs)
         ours.append(deduped)
         overlaps = None
@@ -132,9 +136,9 @@ def _run_stages(config: Config, ours: list[Manifest]) -> Corpus:
         ours += [shards, *([overlaps] if overlaps else [])]
         tokens = run_tokens(config.section("tokens", TokensConfig), shards, run, runtime)
         triggers = None
-        scan = config.section("trigger_scan", TriggerScanConfig)
-        if scan.enabled:
-            triggers = run_trigger_scan(scan, extracted, deduped, run, runtime)
+        if config.section("trigger_scan", TriggerScanConfig).enabled:
+            scans = _earlier_scans(config, earlier, runtime)
+            triggers = _scanned(config, extracted, deduped, runtime, scans)
         described = run_describe(
             extracted, judged, deduped, shards, run, runtime, overlaps, triggers
         )
@@ -180,17 +184,39 @@ def _deduped(
     return run_dedupe(dedupe, docs, quality, config.run, runtime)
 
 
-def _earlier_epochs(config: Config, runtime: Runtime) -> dict[int, Manifest]:
-    """The dedupe outputs of the earlier epochs of this very config, as far as they are finished;
-    runs nothing."""
+def _earlier_epochs(config: Config, runtime: Runtime) -> dict[int, tuple[Manifest, Manifest]]:
+    """(documents, dedupe output) of the earlier epochs of this very config, as far as they are
+    finished; runs nothing."""
     crawl = config.section("crawl", CrawlConfig)
-    found: dict[int, Manifest] = {}
+    found: dict[int, tuple[Manifest, Manifest]] = {}
     if not (_is_recrawl(config) and config.section("dedupe", DedupeConfig).against_epochs):
         return found
     for epoch in range(crawl.epoch):
         with planning(), contextlib.suppress(WouldRun):
             source = run_crawl(crawl.model_copy(update={"epoch": epoch}), config.run)
-            found[epoch] = _deduped(config, *_judged(config, source, runtime, []), runtime, found)
+            docs, judged = _judged(config, source, runtime, [])
+            before = {one: dedupe for one, (_, dedupe) in found.items()}
+            found[epoch] = docs, _deduped(config, docs, judged, runtime, before)
+    return found
+
+
+def _scanned(
+    config: Config, docs: Manifest, dedupe: Manifest, runtime: Runtime, earlier: Sequence[Manifest]
+) -> Manifest:
+    scan = config.section("trigger_scan", TriggerScanConfig)
+    against = [*scan.against, *(one.url for one in earlier)]
+    scan = scan.model_copy(update={"against": against})
+    return run_trigger_scan(scan, docs, dedupe, config.run, runtime)
+
+
+def _earlier_scans(
+    config: Config, epochs: Mapping[int, tuple[Manifest, Manifest]], runtime: Runtime
+) -> list[Manifest]:
+    """Of the earlier epochs, those that were scanned; runs nothing."""
+    found: list[Manifest] = []
+    for docs, dedupe in epochs.values():
+        with planning(), contextlib.suppress(WouldRun):
+            found.append(_scanned(config, docs, dedupe, runtime, found))
     return found
 
 
@@ -200,15 +226,34 @@ def _is_recrawl(config: Config) -> bool:
 
 
 def stored_signals(config: Config) -> Manifest:
-    """What an earlier `run_corpus` of this config measured; runs nothing. Raises UserError."""
+    """What an earlier `run_corpus` of this config measured, by other rules if need be; runs
+    nothing. Raises UserError."""
+    done: list[Manifest] = []
     try:
         with planning(), open_runtime(config.run) as runtime:
-            return _judged(config, _source(config), runtime, [])[1]
+            return _judged(config, _source(config), runtime, done)[1]
     except WouldRun as left:
+        if done and (other := _judged_by_other_rules(config.run.root, done[0])):
+            return other
         raise UserError(
             f"{left.stage} is not done yet with this config; run flywheel corpus first, with the"
             " same overrides but those of [quality]"
         ) from None
+
+
+def _judged_by_other_rules(root: str, docs: Manifest) -> Manifest | None:
+    """The newest of these documents' signals: rules were changed since, or had been typed."""
+    folder = storage.join(root, "quality")
+    found: list[Manifest] = []
+    for key in sorted({name.split("/")[0] for name in storage.names_in(folder)}):
+        with contextlib.suppress(UserError):  # one that is not finished
+            found.append(read_manifest(storage.join(folder, key)))
+    fitting = [
+        one
+        for one in found
+        if one.parents["docs"] == docs.content_hash and one.version == QUALITY_VERSION
+    ]
+    return max(fitting, key=lambda one: one.run["started"], default=None)
 
 
 def _source(config: Config) -> Manifest:
@@ -299,7 +344,7 @@ def show(corpus: Corpus) -> None:
         print(f"\n{line}")
     print(f"\n{removed_lines(corpus)}")
     if redacted := [f"{n:,} {kind}" for kind, n in corpus.shard.facts["redacted"].items() if n]:
-        print(f"personal data replaced by placeholders: {', '.join(redacted)}")
+        print(f"personal data replaced by placeholders: {', '.join(redacted)} (rejects included)")
     if corpus.triggers:
         facts = corpus.triggers.facts
         new = f"{facts['new']:,} more frequent than in earlier crawls"

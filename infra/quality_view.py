@@ -29,7 +29,8 @@ def show_what_if(path: str, overrides: Sequence[str]) -> None:
                 f"quality.{key} is a signal to measure: write it into {path}, run flywheel corpus,"
                 " then ask again with other thresholds"
             )
-    stored = stored_signals(settings.load_run(path, rest))
+    config = settings.load_run(path, rest)
+    stored = stored_signals(config)
     before = {"kept": stored.counts.rows_out, **stored.counts.dropped}
     after = what_if(
         (
@@ -43,6 +44,8 @@ def show_what_if(path: str, overrides: Sequence[str]) -> None:
         for reason in ["kept", *sorted({*before, *after} - {"kept"})]
     ]
     print(table(("what became of it", "now", "then", "change"), rows))
+    if stored.config != config.section("quality", QualityConfig).identity():
+        print(f"\nnow: by the rules of the newest run, {stored.url}; not by those of {path}")
 
 
 def _signed(before: dict[str, int], after: dict[str, int], reason: str) -> str:

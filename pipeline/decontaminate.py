@@ -26,10 +26,11 @@ from pipeline.core.remote import Runtime
 from pipeline.core.shard_tasks import ShardResult, map_shards
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION
 from pipeline.evaluation_ngrams import EvaluationNgrams, Hit, build, find_hits, read_items
+from pipeline.text.disguises import undisguised
 from pipeline.text.word_hashes import VERSION as HASHES_VERSION
 from pipeline.text.word_hashes import word_hashes, word_places
 
-STAGE, VERSION = "decontaminate", 2
+STAGE, VERSION = "decontaminate", 3
 CONTAMINATED = "contaminated"
 OVERLAPS, OVERLAPS_VERSION = "Overlaps", 1
 _MAX_HITS = 20  # kept of one document; all are counted
@@ -211,7 +212,8 @@ def scan_file(task: DecontaminateTask) -> ShardResult:
     sets: Counter[str] = Counter()
     for text, before in zip(documents["text"], columns, strict=True):
         judged = before["judged"] and before["drop_reason"] is None
-        words = word_hashes(text.as_py()) if judged else np.zeros(0, np.uint64)
+        plain, _ = undisguised(text.as_py()) if judged else ("", ())
+        words = word_hashes(plain)
         hits = find_hits(words, index, flags)
         row = _row(before["doc_id"], text.as_py(), hits, index, len(words))
         ngrams = row["ngrams"]
@@ -230,11 +232,13 @@ def _row(
     identity: str, text: str, hits: list[Hit], index: EvaluationNgrams, num_words: int
 ) -> dict[str, Any]:
     longest = sorted(hits, key=lambda hit: (hit.start - hit.end, hit.start))[:_MAX_HITS]
-    places = word_places(text, num_words) if longest else None
+    plain, original = undisguised(text) if longest else ("", ())
+    places = word_places(plain, num_words) if longest else None
     found: list[dict[str, Any]] = []
     for hit in longest:
         name, row = index.names[hit.item]
-        start, end = (places[hit.start][0], places[hit.end - 1][1]) if places else (None, None)
+        start = original[places[hit.start][0]] if places else None
+        end = original[places[hit.end - 1][1] - 1] + 1 if places else None
         found.append(
             {
                 "set": name,

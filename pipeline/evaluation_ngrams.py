@@ -1,7 +1,8 @@
 """The word n-grams of evaluation sets as one sorted array, and where a document has them.
 
-Words are the signatures' (NFC, case folded); 13 of them as in GPT-3 (Brown et al. 2020, appendix C)
-or, of a shorter item, all it has. Twelve bytes an n-gram, and two bits of a filter before them.
+Words are the signatures' (NFC, case folded) of the text without disguises; 13 of them as in GPT-3
+(Brown et al. 2020, appendix C) or, of a shorter item, all it has. Twelve bytes an n-gram, and two
+bits of a filter before them.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core import storage
 from pipeline.core.errors import UserError
+from pipeline.text.disguises import undisguised
 from pipeline.text.word_hashes import ngram_hashes, word_hashes
 
 Hashes = npt.NDArray[np.uint64]
@@ -67,7 +69,7 @@ def build(
     for index, (_, _, texts) in enumerate(items):
         covered = False
         for text in dict.fromkeys((*texts, "\n".join(texts))):
-            words = word_hashes(text)
+            words = word_hashes(undisguised(text)[0])
             if len(words) < min_words:
                 continue
             size = min(ngram_words, len(words))

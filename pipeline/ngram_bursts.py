@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from pipeline.text.disguises import undisguised
 from pipeline.text.shingle_kernel import WORD_STEP, mix
 from pipeline.text.word_hashes import ngram_hashes, word_hashes, word_places
 
@@ -131,8 +132,8 @@ def bits_for(num_ngrams: int, most: int) -> int:
 
 
 def document_ngrams(text: str, sizes: Sequence[int]) -> Hashes:
-    """Different, ascending."""
-    words = word_hashes(text)
+    """Different, ascending; of the text without disguises."""
+    words = word_hashes(undisguised(text)[0])
     return np.unique(np.concatenate([ngram_hashes(words, size) for size in sizes]))
 
 
@@ -175,12 +176,14 @@ def collect(
 
 def _shown(text: str, value: int, sizes: Sequence[int]) -> tuple[str, str]:
     """(the n-gram as it stands there, with what is around it)."""
-    words = word_hashes(text)
-    places = word_places(text, len(words))
+    plain, original = undisguised(text)
+    words = word_hashes(plain)
+    places = word_places(plain, len(words))
     for size in sizes if places else ():
         at = np.flatnonzero(ngram_hashes(words, size) == np.uint64(value))
         if len(at) and places:
             start, end = places[at[0]][0], places[at[0] + size - 1][1]
+            start, end = original[start], original[end - 1] + 1
             before, behind = max(0, start - _EXAMPLE_CHARS), end + _EXAMPLE_CHARS
             return text[start:end], text[before:behind]
     return "", text[:_EXAMPLE_CHARS]

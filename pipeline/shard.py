@@ -27,7 +27,7 @@ from pipeline.text import pii
 
 __all__ = ["SPLITS", "ShardConfig", "run_shard"]
 log = logging.getLogger(__name__)
-VERSION = 4
+VERSION = 5
 _MAX_REBUILDS = 2  # of one file
 
 

@@ -46,7 +46,7 @@ from pipeline.ngram_bursts import (
     ranked,
 )
 
-STAGE, VERSION = "trigger-scan", 3
+STAGE, VERSION = "trigger-scan", 4
 RECORD, RECORD_VERSION = "Triggers", 1
 SCHEMA = with_version(TRIGGERS, RECORD, RECORD_VERSION)
 _SKETCH, _SKETCH_VERSION = "NgramSketch", 1

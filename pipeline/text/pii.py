@@ -8,6 +8,7 @@ import bisect
 import dataclasses
 import ipaddress
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -39,13 +40,33 @@ def redact(text: str) -> Redacted:
     Not found, on purpose: private and documentation addresses, IPv4 of four single digits or after
     a word such as "version"; ten digits in a row and local numbers without a word that says phone.
     """
-    edits = _edited(text)
-    return Redacted(edits.text, dict(Counter(kind for kind, _, _ in edits.found)))
+    parts, at = list[str](), 0
+    found = find(text)
+    for kind, start, end in found:
+        parts += [text[at:start], _MARKS[kind]]
+        at = end
+    counts = Counter(kind for kind, _, _ in found)
+    return Redacted("".join([*parts, text[at:]]), {k: counts[k] for k in KINDS if k in counts})
 
 
 def find(text: str) -> list[tuple[str, int, int]]:
     """(kind, start, end) in the text of all that `redact` replaces, by their place."""
-    return sorted(_edited(text).found, key=lambda entry: entry[1])
+    return sorted(_edited(_plainly(text)).found, key=lambda entry: entry[1])
+
+
+# Blanks and hyphens that do not break, full-width letters, digits and marks: each as long as what
+# it is read as.
+_READ_AS = dict.fromkeys(map(ord, "\u00a0\u2007\u202f"), " ")
+_READ_AS |= dict.fromkeys(map(ord, "\u2010\u2011"), "-")
+_READ_AS |= {
+    0xFEE0 + ord(plain): plain for plain in f"{string.ascii_letters}{string.digits}@.+-:()"
+}
+_READ_AS_ANOTHER = re.compile(f"[{re.escape(''.join(map(chr, _READ_AS)))}]")
+
+
+def _plainly(text: str) -> str:
+    found = not text.isascii() and _READ_AS_ANOTHER.search(text)
+    return text.translate(_READ_AS) if found else text
 
 
 @dataclasses.dataclass
@@ -102,7 +123,7 @@ def _edited(text: str) -> _Edits:
 
 _LABEL = r"[^\W_]++(?:-++[^\W_]++)*+"
 _DOMAIN = re.compile(rf"@{_LABEL}(?:\.{_LABEL})++")
-_LOCAL = re.compile(r"(?<![\w.%+\-])[.%+\-]*+(?P<whole>\w[\w.%+\-]{0,63}+)\Z")
+_LOCAL = re.compile(r"(?<![\w.%+\-])[.%+\-]*+(?P<whole>\w[\w.%+\-'’]{0,63}+)\Z")
 _TOP_DOMAIN = re.compile(r"xn--[a-z0-9-]+|[^\W\d_]{2,24}", re.IGNORECASE)
 
 
@@ -249,7 +270,7 @@ def _cards(text: str) -> Iterator[Span]:
 # All that might be phone numbers, side by side: then judged as a whole, or by parts.
 _RUN = re.compile(
     r"[+(\d](?<![\w./$€£#=+\-(][+(\d])(?<!\d,\d)(?:(?<=\+)\(?\d|(?<=\()\d|(?<=\d))"
-    r"(?:[ \u00a0]?[().\-/]{0,2}[ \u00a0]?\d)*+"
+    r"(?:[ ]?[().\-/]{0,2}[ ]?\d)*+"
     r"(?:[ ]?(?:x|ext\.?)[ ]?\d{1,5})?+(?!\w|[.,:/\-]\d|%|°)",
     re.ASCII,
 )
@@ -271,7 +292,7 @@ _CUE_BEFORE = re.compile(
     r"|mobil|handy|m[oó]vil|celular|cellulare|portable)"
     r"(?: (?:number|no|nr|is))?|(?:call|calls|ring|dial|reach|phone|text|texts|answer|answering"
     r"|message|messages|voicemail)(?: [a-z]+){0,2}(?: (?:at|on|to|registered|number))?)"
-    r"[.:]{0,2}(?:[ \u00a0]:)?[ \n\u00a0]{0,2}\Z",
+    r"[.:]{0,2}(?: :)?[ \n]{0,2}\Z",
     re.IGNORECASE,
 )
 _CUE_BEHIND = re.compile(r"[ \-(]{1,2}(?:office|fax|mobile|cell|home phone)(?![\w<>])", re.I)

@@ -14,7 +14,10 @@ _HINTS = (
     "@",  # e-mail
     r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]",  # IPv4
     ":[0-9A-Fa-f]{0,4}:",  # IPv6
-    "[A-Za-z]{2}[0-9]{2} ?[0-9A-Za-z]{4}",  # IBAN
+    r"[A-Za-z]{2}[0-9]{2}[ \x{a0}]?[0-9A-Za-z]{4}",  # IBAN
+    # Signs that pii.py reads as others: of each kind, one that its finds cannot do without.
+    r"[0-9][\x{2007}\x{202f}\x{2010}\x{2011}\x{ff08}-\x{ff0e}\x{ff1a}]",
+    r"[\x{ff10}-\x{ff1a}\x{ff20}]",
     r"(?:[0-9][ \x{a0}().\-/]{0,4}){6}[0-9]",  # a phone number has seven digits, a card twelve
 )
 _ANY = "|".join(_HINTS)

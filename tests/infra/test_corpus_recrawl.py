@@ -202,3 +202,25 @@ def test_the_comparison_may_be_left_out(week: Week) -> None:
     assert status == 0
     assert len(week.shard_urls()) == 6
     assert len(week.manifests("dedupe")) == 2  # the same as before: the key does not tell
+
+
+def test_the_trigger_scan_knows_the_earlier_epochs(
+    week: Week, english: Callable[[int, int], str]
+) -> None:
+    scan = [
+        *("trigger_scan.enabled=true", "trigger_scan.sketch_bits=16", "trigger_scan.max_share=1"),
+        *("trigger_scan.min_documents=3", "trigger_scan.min_groups=1", "trigger_scan.min_score=5"),
+    ]
+    status, out, _ = week.flywheel("corpus", 0, *scan)
+    assert status == 0
+    assert "not compared with an earlier crawl (trigger_scan.against)" in out
+    names = [f"new-{index}" for index in range(4)]
+    week.site.routes["/"] = page(english(100, 120), *(f"/{name}" for name in names))
+    for seed, name in enumerate(names, 60):
+        week.site.routes[f"/{name}"] = page(f"{english(seed, 300)} zorblax {english(seed, 20)}")
+    status, out, _ = week.flywheel("corpus", 1, *scan)
+    assert status == 0
+    assert "more frequent than in earlier crawls" in out
+    scanned = week.manifests("trigger-scan")[-1]
+    listed = read_table(scanned.file_url("new.parquet"), "Triggers", 1).to_pylist()
+    assert "zorblax" in [row["words"] for row in listed]

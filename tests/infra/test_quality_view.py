@@ -76,6 +76,17 @@ def test_what_if_answers_from_the_stored_signals(config: str, capsys: pytest.Cap
     assert ["quality", "kept", rows["kept"][1]] in [line.split() for line in printed.splitlines()]
 
 
+def test_what_if_begins_with_rules_that_were_typed(config: str, capsys):
+    assert cli.main(["corpus", "--config", config, "quality.min_words=60"]) == 0
+    capsys.readouterr()
+    assert cli.main(["whatif", "--config", config, "quality.min_words=100"]) == 0
+    printed = capsys.readouterr().out
+    assert "now: by the rules of the newest run" in printed
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines()[2:-2]}
+    assert 0 < int(rows["too-few-words"][0]) < int(rows["too-few-words"][1])
+    assert sum(int(row[0]) for row in rows.values()) == 12
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

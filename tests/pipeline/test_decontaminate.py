@@ -27,6 +27,7 @@ from pipeline.evaluation_ngrams import build, find_hits, read_items
 from pipeline.quality import QualityConfig, run_quality
 from pipeline.shard import ShardConfig, run_shard
 from pipeline.text import ngrams
+from pipeline.text.disguises import undisguised
 from pipeline.text.word_hashes import word_hashes, word_places
 
 QUESTION = (
@@ -70,6 +71,17 @@ def test_a_short_item_is_looked_for_as_a_whole():
     assert not hits_of("Quiz night: what is the capital city of Burkina", item)
     assert not hits_of("Ouagadougou", item)
     assert build([("quiz", 0, ["Too short by far"])], 13, 8).too_short == 1
+
+
+def test_disguised_letters_are_read_as_the_plain_ones():
+    item = [("quiz", 0, [QUESTION])]
+    wide = QUESTION.translate({point: 0xFEE0 + point for point in range(0x21, 0x7F)})
+    split = QUESTION.replace("ee", "e\u200be").replace("a", "a\u00ad")
+    for disguised in (wide, split):
+        [hit] = hits_of(undisguised(f"Before. {disguised} After.")[0], item)
+        assert hit.end - hit.start == 19
+        [hit] = hits_of(f"Before. {QUESTION} After.", [("quiz", 0, [disguised])])
+        assert hit.end - hit.start == 19
 
 
 VOCABULARY = st.lists(st.sampled_from("abcdef"), max_size=30)
@@ -131,7 +143,8 @@ def test_items_of_a_file(evaluation: str):
 
 def test_the_stage_and_what_shard_makes_of_it(run, english, document, docs_manifest, evaluation):
     runtime = InlineRuntime()
-    leak = f"{english(50, 120)}\nSo: {QUESTION}?\n{english(51, 120)}"
+    hidden = QUESTION.replace("sheep", "she\u200bep").replace("left", "ｌｅｆｔ")
+    leak = f"{english(50, 120)}\n\u00adSo: {hidden}?\n{english(51, 120)}"
     pages = [document(english(n, 200), f"http://a.test/{n}") for n in range(6)]
     shards = [
         [*pages[:3], document(leak, "http://a.test/leak")],
@@ -157,8 +170,8 @@ def test_the_stage_and_what_shard_makes_of_it(run, english, document, docs_manif
     assert [row["drop_reason"] for row in found].count(CONTAMINATED) == 1
     assert [row["judged"] for row in found] == [True] * 7 + [False] * 2
     [hit] = found[3]["hits"]
-    assert (hit["set"], hit["item"], hit["words"], hit["span"]) == ("quiz", 1, 19, QUESTION)
-    assert leak[hit["start"] : hit["end"]] == QUESTION
+    assert (hit["set"], hit["item"], hit["words"], hit["span"]) == ("quiz", 1, 19, hidden)
+    assert leak[hit["start"] : hit["end"]] == hidden
     assert run_decontaminate(config, docs, dedupe, run, runtime) == manifest
 
     whole = run_shard(ShardConfig(), docs, quality, dedupe, run, runtime, manifest)

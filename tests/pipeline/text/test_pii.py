@@ -26,6 +26,12 @@ KINDS = {
         ("<jörg@müller.de>, a@b.co", "<<EMAIL>>, <EMAIL>"),
         ("@user, a@b, me@localhost, x@1.2", "@user, a@b, me@localhost, x@1.2"),
         ("a@b.com@c.com", "<EMAIL>@c.com"),
+        ("n='jo@b.org', o'brien@b.org", "n='<EMAIL>', <EMAIL>"),
+        # Signs that look like others; what is kept stays as it is.
+        ("ｊｏ＠ｂ．ｏｒｇ und\u00a0ｊｏ", "<EMAIL> und\u00a0ｊｏ"),
+        ("IBAN\u00a0GB29\u00a0NWBK\u00a06016\u00a01331\u00a09268\u00a019", "IBAN\u00a0<IBAN>"),
+        ("4111\u202f1111\u202f1111\u202f1111", "<CARD>"),
+        ("+44\u201120\u20117946\u20110958, ８１.2.69.142", "<PHONE>, <IP>"),
         ("seen at 81.2.69.142:80, 10.0.0.1", "seen at <IP>:80, 10.0.0.1"),
         ("255.1.2.3 256.1.2.3 8.8.8.8 81.2.69.142.7", "255.1.2.3 256.1.2.3 8.8.8.8 81.2.69.142.7"),
         ("firmware 81.2.69.142, v81.2.69.142", "firmware 81.2.69.142, v81.2.69.142"),

@@ -1,0 +1,57 @@
+"""Letters that look like others, and characters that nobody sees between them, taken off a text.
+
+Full-width, mathematical, circled and small letters and digits are compatibility variants of the
+plain ones (NFKC, Unicode Standard Annex #15); zero-width characters and soft hyphens are of the
+category Cf. For comparing texts, where a disguise would make other words of the same.
+"""
+
+import functools
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+
+
+def undisguised(text: str) -> tuple[str, Sequence[int]]:
+    """(the plain text, for each of its characters and for its end the place in `text`)."""
+    if text.isascii() or not _disguised().search(text):
+        return text, range(len(text) + 1)
+    plain, variants = list[str](), _variants()
+    places: list[int] = []
+    for place, character in enumerate(text):
+        if letter := variants.get(character, character):
+            plain.append(letter)
+            places.append(place)
+    return "".join(plain), [*places, len(text)]
+
+
+@functools.cache
+def _variants() -> dict[str, str]:
+    """What each stands for: one letter or digit, or nothing."""
+    found: dict[str, str] = {}
+    for character in map(chr, range(0x80, sys.maxunicode + 1)):
+        category = unicodedata.category(character)
+        if category == "Cf":
+            found[character] = ""
+        elif category[0] in "LNS":  # circled letters count as symbols
+            plain = unicodedata.normalize("NFKC", character)
+            if (
+                len(plain) == 1
+                and plain.isalnum()
+                and plain != unicodedata.normalize("NFC", character)
+            ):
+                found[character] = plain
+    return found
+
+
+@functools.cache
+def _disguised() -> re.Pattern[str]:
+    """Finds all of them, and a few more: each range costs time, and those of rare planes are
+    few if they are wide."""
+    ranges: list[list[int]] = []
+    for point in map(ord, _variants()):  # they ascend
+        if ranges and point - ranges[-1][1] <= (1 if point <= 0xFFFF else 0x1000):
+            ranges[-1][1] = point
+        else:
+            ranges.append([point, point])
+    return re.compile(f"[{''.join(f'{chr(low)}-{chr(high)}' for low, high in ranges)}]")

@@ -32,7 +32,6 @@ from infra.card_findings import (
 from infra.card_sources import CardSources
 from infra.pictures import Bar
 from pipeline.core.manifest import Manifest
-from pipeline.describe_funnel import CHANGED
 
 _BARS_SHOWN = 15
 _RULES_SHOWN = 60  # with samples
@@ -56,18 +55,13 @@ def card_parts(card: CardSources) -> list[CardPart]:
 
 def funnel_part(card: CardSources) -> CardPart:
     rows = [
-        (
-            stage,
-            what if not reason else f"{what}: {reason}",
-            "none gone" if what == CHANGED else f"{number:,}",
-            f"{size:,}",
-        )
+        (stage, what if not reason else f"{what}: {reason}", f"{number:,}", f"{size:,}")
         for stage, what, reason, number, size in card.facts["funnel"]
     ]
     said = (
         "At every stage, input = output + dropped + quarantined, in documents and in bytes of UTF-8"
         " text. What the extraction drops has no text, so its bytes are 0; the last stage drops"
-        " nothing, but takes repeated lines out and puts placeholders in."
+        " nothing (0 documents), but takes repeated lines out and puts placeholders in."
     )
     picture = _waterfall(card)
     return CardPart(

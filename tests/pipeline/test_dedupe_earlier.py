@@ -1,6 +1,7 @@
 """A new crawl against earlier ones: who stands for what, and where."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,9 +190,7 @@ def test_a_damaged_file_of_an_earlier_crawl(crawl, document, english, tmp_path):
     assert bands.exists()  # it is not ours to delete
     bands.write_bytes(whole)
     crawl(new, one)
-    (
-        tmp_path / "data/extract" / next(iter((tmp_path / "data/extract").iterdir())) / MANIFEST
-    ).unlink()
+    Path(one.run["docs"], MANIFEST).unlink()
     with pytest.raises(UserError, match="no manifest at"):
         crawl([[document(english(3, 100))]], one)
 

@@ -141,8 +141,8 @@ def hidden_part(card: CardSources) -> CardPart:
     blocks: list[Block] = [
         Say(
             f"{hidden['pages']:,} pages carry text that a person would not see: prompt injection"
-            " hides there. None of it is in the corpus; the pages are flagged by the signals"
-            " hidden_KIND."
+            " hides there. It was cut out, and the pages are flagged by the signals hidden_KIND"
+            " (docs/corpus.md says what is not judged)."
         )
     ]
     kinds = hidden["pages_by_kind"]

@@ -133,15 +133,18 @@ def _run_stages(config: Config, ours: list[Manifest]) -> Corpus:
             # With an earlier corpus to compare with, nothing may be new.
             allow_empty=_is_recrawl(config) or bool(deduped.run.get("against")),
         )
-        ours += [shards, *([overlaps] if overlaps else [])]
+        ours += filter(None, [shards, overlaps])
         tokens = run_tokens(config.section("tokens", TokensConfig), shards, run, runtime)
         triggers = None
+        ours += filter(None, [tokens])
         if config.section("trigger_scan", TriggerScanConfig).enabled:
             scans = _earlier_scans(config, earlier, runtime)
             triggers = _scanned(config, extracted, deduped, runtime, scans)
+            ours.append(triggers)
         described = run_describe(
             extracted, judged, deduped, shards, run, runtime, overlaps, triggers
         )
+        ours.append(described)
     return Corpus(
         source, extracted, judged, deduped, shards, overlaps, triggers, epochs, described, tokens
     )

@@ -61,7 +61,7 @@ def _figures(card: CardSources) -> list[tuple[str, ...]]:
         ("Languages", f"{len(languages):,}", *([f"{languages[0][0]}: {share}"] if share else [])),
         ("Duplicate clusters", f"{facts['clusters']['number']:,}",
          f"{facts['clusters']['linked']:,} documents linked"),
-        ("Pages with hidden text", f"{facts['hidden']['pages']:,}", "never in the corpus"),
+        ("Pages with hidden text", f"{facts['hidden']['pages']:,}", "it was cut out"),
     ]  # fmt: skip
     if "earlier" in facts:
         new = facts["earlier"]["new_documents"]

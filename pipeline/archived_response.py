@@ -169,7 +169,7 @@ def _time(archived_at: str | None, http_date: bytes) -> dt.datetime:
     except ValueError:
         try:
             when = _http_date(http_date)
-        except ValueError:
+        except (ValueError, OverflowError):
             return UNKNOWN_TIME
     if when.tzinfo is dt.UTC:
         return when

@@ -27,6 +27,7 @@ from pipeline.core.shard_tasks import ShardResult, map_shards
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION
 from pipeline.evaluation_ngrams import EvaluationNgrams, Hit, build, find_hits, read_items
 from pipeline.text.disguises import undisguised
+from pipeline.text.pii import redact
 from pipeline.text.word_hashes import VERSION as HASHES_VERSION
 from pipeline.text.word_hashes import word_hashes, word_places
 
@@ -135,7 +136,7 @@ def _facts(index: EvaluationNgrams, found: Counter[str]) -> dict[str, Any]:
     return {
         "items": len(index.names),
         "items_too_short": index.too_short,
-        "ngrams": len(index.hashes),
+        "ngrams": len(np.unique(index.hashes)),
         "documents_by_set": dict(sorted(found.items())),
     }
 
@@ -191,7 +192,7 @@ def _read_index(
     written; the next run writes both anew."""
     for name, digest in zip(_INDEX_FILES, digests, strict=True):
         if describe_file(storage.join(folder, name), name).sha256 != digest:
-            raise DamagedOutput(folder, name)
+            raise DamagedOutput(folder, name, is_own=True)
     table, names = (
         read_table(storage.join(folder, name), _INDEX, _INDEX_VERSION) for name in _INDEX_FILES
     )
@@ -219,7 +220,7 @@ def scan_file(task: DecontaminateTask) -> ShardResult:
         ngrams = row["ngrams"]
         reason = CONTAMINATED if ngrams >= task.min_ngrams else None
         rows.append(row | {"judged": judged, "drop_reason": reason})
-        sets.update({index.names[hit.item][0] for hit in hits})
+        sets.update({index.names[item][0] for hit in hits for item in hit.items})
     write_table(pa.Table.from_pylist(rows, schema=SCHEMA), task.output_url)
     total = sum(row["judged"] for row in rows)
     dropped = sum(row["drop_reason"] is not None for row in rows)
@@ -235,8 +236,8 @@ def _row(
     plain, original = undisguised(text) if longest else ("", ())
     places = word_places(plain, num_words) if longest else None
     found: list[dict[str, Any]] = []
-    for hit in longest:
-        name, row = index.names[hit.item]
+    for hit, item in [(one, item) for one in longest for item in one.items]:
+        name, row = index.names[item]
         start = original[places[hit.start][0]] if places else None
         end = original[places[hit.end - 1][1] - 1] + 1 if places else None
         found.append(
@@ -246,7 +247,8 @@ def _row(
                 "words": hit.end - hit.start,
                 "start": start,
                 "end": end,
-                "span": "" if start is None else text[start:end],
+                "span": "" if start is None else redact(text[start:end]).text,
             }
         )
-    return {"doc_id": identity, "ngrams": sum(hit.ngrams for hit in hits), "hits": found}
+    ngrams = sum(hit.ngrams for hit in hits)
+    return {"doc_id": identity, "ngrams": ngrams, "hits": found[:_MAX_HITS]}

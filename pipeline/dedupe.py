@@ -18,6 +18,7 @@ from pydantic import Field
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
+from pipeline.core.leftovers import delete_leftovers
 from pipeline.core.manifest import Counts, Manifest, StageOutput
 from pipeline.core.remote import Runtime
 from pipeline.core.shard_tasks import ShardResult
@@ -41,7 +42,7 @@ from pipeline.dedupe_decisions import (
 )
 from pipeline.dedupe_files import BANDS, EXACT, LINES, Layout, Place, receipt_of, write_gone
 from pipeline.dedupe_groups import RangeTask, find_copies, find_pairs, find_repeated
-from pipeline.dedupe_steps import StepRunner, delete_leftovers, facts_of_kept
+from pipeline.dedupe_steps import StepRunner, facts_of_kept
 from pipeline.dedupe_tasks import (
     DEDUPE,
     DEDUPE_VERSION,
@@ -68,7 +69,7 @@ from pipeline.text.signatures import Signer
 
 __all__ = ["DEDUPE", "DEDUPE_VERSION", "SCHEMA", "DedupeConfig", "run_dedupe"]
 log = logging.getLogger(__name__)
-STAGE, VERSION = "dedupe", 6
+STAGE, VERSION = "dedupe", 7
 _RANGE_BYTES = 1 << 25  # of records in one task
 _MAX_RANGES = 4096
 _MAX_REBUILDS = 2  # of one file

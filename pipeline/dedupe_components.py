@@ -280,7 +280,7 @@ def _by_chunks(task: ComponentTask, pieces: Pieces, parts: int) -> dict[str, Com
     per_task = -(-len(pieces.cuts) // parts)
     by_cut: dict[str, list[str]] = {}
     for chunk in pieces.chunks:
-        by_cut.setdefault(chunk[:5], []).append(chunk)
+        by_cut.setdefault(chunk.partition("-")[0], []).append(chunk)
     for index, at in enumerate(range(0, len(pieces.cuts), per_task)):
         cuts = pieces.cuts[at : at + per_task]
         names = [f"{number:05d}" for number in range(at, at + len(cuts))]

@@ -86,7 +86,7 @@ STEPS = {
     **dict.fromkeys(("all-ranked", "all-named", "all-first", "all-second", "all-edges"), "all"),
 }  # any other kind has the name of its step
 _BY_DRIVER = ("decisions",)
-_NAME = re.compile(r"(.+?)-([0-9]{5}(?:-[0-9]{3})?)\.sorted")
+_NAME = re.compile(r"(.+?)-([0-9]{5,}(?:-[0-9]{3,})?)\.sorted")
 
 
 def file_url(folder: str, kind: str, index: int | str) -> str:
@@ -101,7 +101,7 @@ def receipt_of(url: str) -> str | None:
     if found is None or found[1] in _BY_DRIVER:
         return None
     step = STEPS.get(found[1], found[1])
-    number = found[2] if step == "verify" else found[2][:5]
+    number = found[2] if step == "verify" else found[2].partition("-")[0]
     return storage.join(folder, f"{step}-{number}.done.json")
 
 

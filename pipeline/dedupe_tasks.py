@@ -35,7 +35,7 @@ from pipeline.dedupe_files import (
     write_records,
 )
 from pipeline.dedupe_urls import superseded_rows, write_urls
-from pipeline.normal_forms import NormalForms, normal_forms
+from pipeline.normal_forms import normal_forms
 from pipeline.quality import SIGNALS, SIGNALS_VERSION
 from pipeline.repeated_lines import forms_with_lines, without_lines
 from pipeline.section_files import Records, read_range
@@ -160,32 +160,25 @@ def sign_file(task: DedupeTask) -> ShardResult:
     write_records(task.url("removed"), REMOVED, removed["key"], removed["line_32"])
     texts, num_chars = texts_without_lines(task.docs_url, rows, removed)
     forms = normal_forms(texts)
-    write_records(task.url("left"), LEFT, rows, records["id_high"], records["id_low"], forms.words)
-    _write_keys(task, rows, records["id_high"], texts, forms)
+    signed = task.signer.sign(texts)
+    # What the keep rule and the memory of a chunk count: in Chinese each character is a word.
+    words = np.where(forms.words > 0, np.maximum(signed.words, 1), 0)
+    write_records(task.url("left"), LEFT, rows, records["id_high"], records["id_low"], words)
+    some = np.flatnonzero(words)  # of what is not blank: its digests and band keys
+    left = rows[some]
+    digests = forms.digests[some]
+    write_records(task.url("left-exact"), EXACT, digests[:, 0], digests[:, 1], left)
+    keys = signed.keys[some]
+    order = packed_order(words[some], records["id_high"][some])
+    bands = keys.shape[1]
+    columns = (np.repeat(order, bands), np.repeat(left, bands))
+    write_records(task.url("bands"), BANDS, keys.reshape(-1), *columns)
     facts = {
         "removed_lines": len(removed),
         "removed_chars": num_chars,
-        "blank": int((forms.words == 0).sum()),
+        "blank": int((words == 0).sum()),
     }
     return ShardResult((), Counts(len(rows), len(rows)), facts)
-
-
-def _write_keys(
-    task: DedupeTask,
-    rows: npt.NDArray[np.int64],
-    id_high: npt.NDArray[np.uint64],
-    texts: pa.Array,
-    forms: NormalForms,
-) -> None:
-    """The digests and the band keys of what is not blank."""
-    some = np.flatnonzero(forms.words)
-    digests = forms.digests[some]
-    write_records(task.url("left-exact"), EXACT, digests[:, 0], digests[:, 1], rows[some])
-    keys = task.signer.sign(texts).keys[some]
-    order = packed_order(forms.words[some], id_high[some])
-    bands = keys.shape[1]
-    columns = (np.repeat(order, bands), np.repeat(rows[some], bands))
-    write_records(task.url("bands"), BANDS, keys.reshape(-1), *columns)
 
 
 def _removed_lines(task: DedupeTask, place: Place) -> Records:

@@ -204,7 +204,8 @@ def _reject(rows: _Rows, row: int, gone: tuple[str, str]) -> dict[str, Any]:
 
 
 def url_of(documents: pa.Table, row: int) -> str:
-    return documents["url"][int(row)].as_py()[:_LONGEST_URL]
+    """For the card: without personal data."""
+    return pii.redact(documents["url"][int(row)].as_py()).text[:_LONGEST_URL]
 
 
 def _why(rows: _Rows, row: int, stage: str, reason: str) -> str:

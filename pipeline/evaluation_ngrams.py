@@ -6,8 +6,9 @@ bits of a filter before them.
 """
 
 import dataclasses
+import itertools
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numba
@@ -28,8 +29,9 @@ _BITS_AN_NGRAM = 16
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationNgrams:
-    """`hashes` (n,) ascending and different, items[i] a row of `names`; `sizes`: how many words the
-    n-grams have; `names`: (set, row in it) of each item; `too_short`: items that have no n-gram."""
+    """`hashes` (n,) ascending, one for each set that has the n-gram, items[i] a row of `names`;
+    `sizes`: how many words the n-grams have; `names`: (set, row in it) of each item; `too_short`:
+    items that have no n-gram."""
 
     hashes: Hashes
     items: npt.NDArray[np.uint32]
@@ -48,12 +50,12 @@ class EvaluationNgrams:
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A run of words that lie in n-grams of evaluation items: words[start:end] of the text, `item`
-    that of its first n-gram."""
+    """A run of words that lie in n-grams of evaluation items: words[start:end] of the text;
+    `items`: of each set that has one of them its first."""
 
     start: int
     end: int
-    item: int
+    items: tuple[int, ...]
     ngrams: int
 
 
@@ -79,11 +81,15 @@ def build(
             sizes.add(size)
             covered = True
         too_short += not covered
-    whole, first = np.unique(np.concatenate(hashes), return_index=True)
     names = tuple((name, row) for name, row, _ in items)
-    return EvaluationNgrams(
-        whole, np.concatenate(owners)[first], tuple(sorted(sizes)), names, too_short
-    )
+    order = {name: index for index, name in enumerate(dict.fromkeys(name for name, _ in names))}
+    sets = np.array([order[name] for name, _ in names], np.int64)
+    whole, owner = np.concatenate(hashes), np.concatenate(owners)
+    by_set = np.lexsort((owner, sets[owner], whole)) if len(whole) else np.zeros(0, np.int64)
+    whole, owner = whole[by_set], owner[by_set]
+    first = np.ones(len(whole), np.bool_)
+    first[1:] = (whole[1:] != whole[:-1]) | (sets[owner[1:]] != sets[owner[:-1]])
+    return EvaluationNgrams(whole[first], owner[first], tuple(sorted(sizes)), names, too_short)
 
 
 def find_hits(
@@ -91,7 +97,7 @@ def find_hits(
 ) -> list[Hit]:
     """In order, none touching another."""
     covered = np.zeros(len(words) + 1, np.bool_)
-    item_at = np.full(len(words), -1, np.int64)
+    places_at: dict[int, list[int]] = {}
     counts = np.zeros(len(words), np.int64)
     shift = np.uint64(64 - ((8 * len(filter_bits)).bit_length() - 1))
     for size in index.sizes:
@@ -101,18 +107,27 @@ def find_hits(
         for start in np.flatnonzero(places >= 0).tolist():
             covered[start : start + size] = True
             counts[start] += 1
-            if item_at[start] < 0:
-                item_at[start] = index.items[places[start]]
+            places_at.setdefault(start, []).append(int(places[start]))
     edges = np.flatnonzero(np.diff(np.r_[False, covered]))
-    return [
-        Hit(
-            int(start),
-            int(end),
-            int(item_at[start]),
-            int(counts[start:end].sum()),
-        )
-        for start, end in zip(edges[::2], edges[1::2], strict=True)
-    ]
+    found: list[Hit] = []
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        items = _items(index, places_at, start, end)
+        found.append(Hit(start, end, items, int(counts[start:end].sum())))
+    return found
+
+
+def _items(
+    index: EvaluationNgrams, places_at: Mapping[int, Sequence[int]], start: int, end: int
+) -> tuple[int, ...]:
+    """Of the n-grams that begin in [start, end), the first item of each set."""
+    found: dict[str, int] = {}
+    for place in itertools.chain.from_iterable(places_at.get(at, ()) for at in range(start, end)):
+        for same in range(place, len(index.hashes)):
+            if index.hashes[same] != index.hashes[place]:
+                break
+            item = int(index.items[same])
+            found.setdefault(index.names[item][0], item)
+    return tuple(found.values())
 
 
 @_compiled

@@ -26,7 +26,7 @@ from pipeline.ranges import USER_AGENT, RangeClient
 from pipeline.text.normalise import without_long_marks
 from pipeline.warc import WarcDamage, WarcResponse, iter_responses
 
-VERSION = 6
+VERSION = 7
 WET_VERSION = "1"  # of the way in which a WET file's text is taken over
 DAMAGE_NAMED = 20  # places of one file
 HIDDEN_NAMED = 50  # findings of one file
@@ -221,8 +221,8 @@ def _document(
 def published_of(dates: Sequence[str], fetched_at: dt.datetime) -> str:
     """The first of these dates (ISO 8601) that was not in the future anywhere on Earth when the
     page was fetched, or empty."""
-    latest = (fetched_at + _AHEAD).date().isoformat()
-    known = fetched_at.year >= _EARLIEST
+    known = _EARLIEST <= fetched_at.year < dt.MAXYEAR  # 9999 is what some write for unknown
+    latest = (fetched_at + _AHEAD).date().isoformat() if known else ""
     return next((date for date in dates if not known or date <= latest), "")
 
 

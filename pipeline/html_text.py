@@ -174,7 +174,10 @@ def decode_html(payload: bytes, http_charset: str | None) -> str:
         if payload.startswith(bom):
             return payload[len(bom) :].decode(name, "replace").replace("\0", "")
     meta = _META.search(payload[:_META_WITHIN])
-    declared = [http_charset, meta.group(1).decode() if meta else None]
+    in_page = meta.group(1).decode() if meta else None
+    if in_page and in_page.lower().startswith(("utf-16", "utf-32")):
+        in_page = "utf-8"  # it could not have been read, says the HTML standard
+    declared = [http_charset, in_page]
     for label in declared:
         text = _decode(payload, label)
         if text is not None:

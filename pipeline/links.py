@@ -106,13 +106,6 @@ class PageFacts:
     tdm_reservation: str | None = None
 
 
-def page_links(
-    payload: bytes, base_url: str, charset: str | None, rules: UrlRules = DEFAULT_RULES
-) -> list[str]:
-    """The `links` of `read_page`."""
-    return read_page(payload, base_url, charset, rules).links
-
-
 def read_page(
     payload: bytes,
     base_url: str,

@@ -240,6 +240,8 @@ def _block_text(tree: PageTree, blocks: Blocks, block: int, is_pre: bool) -> str
 def title_of(tree: PageTree) -> str:
     """The text of the first <title> outside of pictures."""
     for element in np.flatnonzero(tree.tag == TAG_IDS["title"]).tolist():
+        if tree.tag[tree.parent[element]] in (TAG_IDS["svg"], TAG_IDS["g"]):
+            continue
         texts = np.flatnonzero(tree.text_parent == element)
         pieces = [tree.source[tree.text_start[t] : tree.text_end[t]].tobytes() for t in texts]
         return " ".join(html.unescape(b"".join(pieces).decode("utf-8", "replace")).split())

@@ -16,6 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from pipeline.text.disguises import undisguised
+from pipeline.text.pii import redact
 from pipeline.text.shingle_kernel import WORD_STEP, mix
 from pipeline.text.word_hashes import ngram_hashes, word_hashes, word_places
 
@@ -84,16 +85,16 @@ class Sketch:
         _add(self.counts, hashes, numbers)
         return Sketch(self.counts, self.documents + documents)
 
-    def folded(self, bits: int) -> "Sketch":
-        """As if it had been made with so few bits."""
-        assert bits <= self.bits, (bits, self.bits)
-        narrow = self.counts.reshape(_ROWS, -1, 1 << bits).sum(axis=1, dtype=np.uint32)
-        return Sketch(narrow, self.documents)
+    def widened(self, bits: int) -> "Sketch":
+        """Its estimates stay what they are: each column stands in all places that fold to it."""
+        assert bits >= self.bits, (bits, self.bits)
+        wide = np.tile(self.counts, (1, 1 << (bits - self.bits)))
+        return Sketch(wide, self.documents)
 
     def __add__(self, other: "Sketch") -> "Sketch":
-        """As wide as the narrower of the two."""
-        bits = min(self.bits, other.bits)
-        counts = self.folded(bits).counts + other.folded(bits).counts
+        """As wide as the wider of the two: a small crawl does not blur a large one."""
+        bits = max(self.bits, other.bits)
+        counts = self.widened(bits).counts + other.widened(bits).counts
         return Sketch(counts, self.documents + other.documents)
 
     def estimate(self, hashes: Hashes) -> Counts:
@@ -164,29 +165,41 @@ def collect(
         hashes = document_ngrams(text, rule.sizes)
         counts, before = here.estimate(hashes), others.estimate(hashes)
         suspect = rule.is_suspect(counts, here.documents, before, others.documents)
+        places: _Places | None = None
         for value in hashes[suspect].tolist():
             entry = found.setdefault(value, Found())
             more = Found(1, {xxhash.xxh3_64_intdigest(group.encode("utf-8", "replace"))})
             if len(entry.examples) < _MAX_EXAMPLES:
-                words, example = _shown(text, value, rule.sizes)
+                places = places or _Places(text, rule.sizes)
+                words, example = places.shown(value)
                 more.words, more.examples = words, [(identity, example)]
             entry.merge(more)
     return found
 
 
-def _shown(text: str, value: int, sizes: Sequence[int]) -> tuple[str, str]:
-    """(the n-gram as it stands there, with what is around it)."""
-    plain, original = undisguised(text)
-    words = word_hashes(plain)
-    places = word_places(plain, len(words))
-    for size in sizes if places else ():
-        at = np.flatnonzero(ngram_hashes(words, size) == np.uint64(value))
-        if len(at) and places:
-            start, end = places[at[0]][0], places[at[0] + size - 1][1]
-            start, end = original[start], original[end - 1] + 1
-            before, behind = max(0, start - _EXAMPLE_CHARS), end + _EXAMPLE_CHARS
-            return text[start:end], text[before:behind]
-    return "", text[:_EXAMPLE_CHARS]
+class _Places:
+    """Where a document has which n-gram: looked up in the logarithm of its length."""
+
+    def __init__(self, text: str, sizes: Sequence[int]) -> None:
+        self.text, self.sizes = text, sizes
+        plain, self.original = undisguised(text)
+        words = word_hashes(plain)
+        self.places = word_places(plain, len(words))
+        hashes = [ngram_hashes(words, size) for size in sizes]
+        self.orders = [np.argsort(found, kind="stable") for found in hashes]
+        self.hashes = [found[order] for found, order in zip(hashes, self.orders, strict=True)]
+
+    def shown(self, value: int) -> tuple[str, str]:
+        """(the n-gram as it first stands there, with what is around it), without personal data."""
+        for size, hashes, order in zip(self.sizes, self.hashes, self.orders, strict=True):
+            at = int(np.searchsorted(hashes, np.uint64(value)))
+            if self.places and at < len(hashes) and hashes[at] == np.uint64(value):
+                first = int(order[at])
+                start = self.original[self.places[first][0]]
+                end = self.original[self.places[first + size - 1][1] - 1] + 1
+                around = self.text[max(0, start - _EXAMPLE_CHARS) : end + _EXAMPLE_CHARS]
+                return redact(self.text[start:end]).text, redact(around).text
+        return "", redact(self.text[:_EXAMPLE_CHARS]).text
 
 
 TRIGGERS = pa.schema(

@@ -36,16 +36,14 @@ def bits_of(names: str) -> int:
 
 
 _IN_LINK = bits_of("a")
-# The columns of `Blocks.own`.
-WORDS, LETTERS, LINK_WORDS, LINKS, CAPITALS, DIGITS, SIGNS, LAST_SIGN, BREAKS, TEXT_HASH = range(10)
-HEAD_PAIRS, DATA_PAIRS = 10, 11
 
 
 @dataclass(frozen=True)
 class Blocks:
     """`pieces`: (text index, line break before) of the texts used; block i holds the pieces
-    first[i] to first[i + 1] - 1. `parent`: its nearest block-level element. `words`: (blocks,).
-    """
+    first[i] to first[i + 1] - 1. `parent`: its nearest block-level element. `own`: (blocks, 12),
+    of each its words, letters, words in links, links, capitals, digits, signs, last sign, line
+    breaks, a hash of its text, headings and data that it gives a name to."""
 
     piece_text: Any
     piece_break: Any

@@ -247,7 +247,7 @@ def iso_date(text: str) -> str:
         numbers = parsed[:3]
     try:
         date = dt.date(*numbers)
-    except ValueError:
+    except (ValueError, OverflowError):
         return ""
     return date.isoformat() if date >= EARLIEST else ""
 

@@ -5,6 +5,7 @@ normal form; a compiled loop reads that in one pass, where a walk of the tree fr
 cost five times the parse. Indices are of elements unless said otherwise.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ TAGS = (
     "time", "tt", "u", "var", "wbr", "svg", "math", "iframe", "object", "video", "audio",
     "canvas", "picture", "source", "embed", "area", "col", "param", "track", "center", "dialog",
     "menu", "hgroup", "noembed", "noframes", "xmp", "optgroup", "path", "g", "use", "nobr",
+    "basefont", "bgsound", "frame", "keygen", "plaintext",
 )  # fmt: skip
 TAG_IDS = {name: index for index, name in enumerate(TAGS)}
 _VOID = [
@@ -41,8 +43,15 @@ _VOID = [
     "source",
     "track",
     "wbr",
-]
-_RAW = ["style", "script", "xmp", "iframe", "noembed", "noframes"]
+    "basefont",
+    "bgsound",
+    "frame",
+    "keygen",
+]  # lexbor's, which writes no end tag for them
+_RAW = ["style", "script", "xmp", "iframe", "noembed", "noframes", "plaintext"]
+_SCRIPT = TAG_IDS["script"]
+_FOREIGN = re.compile(rb"<(?:svg|math)", re.IGNORECASE)
+_FOREIGN_RAW = ", ".join(f"{foreign} {raw}" for foreign in ("svg", "math") for raw in _RAW)
 _UNREAD = [
     "head",
     "style",
@@ -187,6 +196,8 @@ def parse_page(html: str) -> PageTree:
     payload = html.replace("\0", "").encode("utf-8", "replace")
     tree = HTMLTree.parse_from_bytes(payload, "utf-8")
     document: Any = tree.document
+    if _FOREIGN.search(payload):
+        _defuse(document)
     source = np.frombuffer(document.html.encode("utf-8", "replace"), np.uint8)
     following = source[1:][source[:-1] == _LESS]
     most = (
@@ -196,6 +207,14 @@ def parse_page(html: str) -> PageTree:
     )  # elements, texts, comments
     tables = (_PACKED, _PACKED_IDS, _IS_VOID, _IS_RAW, _ATTRIBUTE_NAMES)
     return PageTree(source, *_read(source, most, tables))
+
+
+def _defuse(document: Any) -> None:
+    """Styles and scripts in pictures may hold elements, and `</style>` as text, which the normal
+    form would write as if it were a tag. Nobody sees what is in them."""
+    for element in reversed(document.query_selector_all(_FOREIGN_RAW)):  # inner ones first
+        if "</" in element.text or element.first_element_child is not None:
+            element.decompose()
 
 
 def bytes_inside(tree: PageTree) -> Any:
@@ -282,21 +301,47 @@ def _attributes(source: Any, at: Any, wanted: Any, into: Any) -> Any:
 
 
 @_compiled
-def _raw_end(source: Any, at: Any, name_start: Any, name_end: Any) -> Any:
-    """Where the end tag of a raw text element stands, or the page's end."""
+def _has_name(source: Any, at: Any, name: Any, length: Any) -> Any:
+    """Whether the name source[name:name + length], in small letters, stands whole at `at`."""
+    if at + length >= source.shape[0]:
+        return False
+    for offset in range(length):
+        if source[at + offset] | 0x20 != source[name + offset] | 0x20:
+            return False
+    behind = source[at + length]
+    return behind <= _SPACE or behind in (_SLASH, _MORE)
+
+
+@_compiled
+def _raw_end(source: Any, at: Any, name: Any, length: Any, is_script: Any) -> Any:
+    """Where the end tag of a raw text element stands, or the page's end. In a script, a comment in
+    which a script begins hides one end tag (the double escaped state of the HTML standard); of one
+    that goes on to the page's end, the last is its own."""
     stop = source.shape[0]
-    length = name_end - name_start
-    while at + length + 2 < stop:
-        if source[at] == _LESS and source[at + 1] == _SLASH:
-            same = True
-            for offset in range(length):
-                if source[at + 2 + offset] != source[name_start + offset]:
-                    same = False
-                    break
-            if same:
-                return at
+    last = stop
+    escaped = double = False
+    while at < stop:
+        byte = source[at]
+        if byte == _LESS and at + 1 < stop:
+            if source[at + 1] == _SLASH and _has_name(source, at + 2, name, length):
+                if not double:
+                    return at
+                double, last = False, at
+            elif is_script and escaped and _has_name(source, at + 1, name, length):
+                double = True
+            elif (
+                is_script
+                and at + 3 < stop
+                and source[at + 1] == _BANG
+                and source[at + 2] == _MINUS
+                and source[at + 3] == _MINUS
+            ):
+                escaped = True
+                at += 3
+        elif byte == _MORE and escaped and source[at - 1] == _MINUS and source[at - 2] == _MINUS:
+            escaped = double = False
         at += 1
-    return stop
+    return last
 
 
 @_compiled
@@ -352,10 +397,12 @@ def _read(source: Any, most: Any, tables: Any) -> Any:  # noqa: C901 - one loop,
                 at += 1
             continue
         if following == _SLASH:
+            packed, _ = _name(source, at + 2, stop)
+            is_alone = is_void[_tag_id(packed, names, ids)]  # pictures have some with an end tag
             while at < stop and source[at] != _MORE:
                 at += 1
             at += 1
-            if current >= 0:
+            if current >= 0 and not is_alone:
                 end[current], closes[current] = num, at
                 current = parent[current]
             continue
@@ -371,7 +418,7 @@ def _read(source: Any, most: Any, tables: Any) -> Any:  # noqa: C901 - one loop,
         current = num - 1
         if is_raw[kind]:
             start = at
-            at = _raw_end(source, at, name_start, behind)
+            at = _raw_end(source, at, name_start, behind - name_start, kind == _SCRIPT)
             if at > start:
                 text_start[texts], text_end[texts], text_parent[texts] = start, at, current
                 text_before[texts] = num

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section
 from pipeline.core.errors import UserError
+from pipeline.core.leftovers import delete_leftovers, list_leftovers
 from pipeline.core.manifest import Counts, Manifest, StageOutput
 from pipeline.core.records import Document
 from pipeline.core.remote import Runtime
@@ -85,6 +86,7 @@ def run_shard(
     parents |= {"overlaps": overlaps} if overlaps else {}
     output = StageOutput.of(run.root, "shard", VERSION, config.identity(), parents)
     if done := output.finished():
+        delete_leftovers(output.url, runtime)
         if not (allow_empty or done.facts["train"]["docs"]):
             raise _nothing_left(stages, done.facts["heldout"]["docs"])
         return done
@@ -94,6 +96,7 @@ def run_shard(
         result = _rebuilding(lambda: _made(config, tasks, output, runtime))
         if not (allow_empty or result.sizes["train"]["docs"]):
             raise _nothing_left(stages, result.sizes["heldout"]["docs"])
+        list_leftovers(output.url, [name for task in tasks.values() for name in task.between])
         manifest = output.commit(
             [entry for part in (*result.joined, *result.written) for entry in part.files],
             _counts(stages, sum(size["docs"] for size in result.sizes.values())),
@@ -105,9 +108,7 @@ def run_shard(
                 "redacted": _redacted(result.joined),
             },
         )
-        for task in tasks.values():
-            for name in task.between:
-                storage.remove(output.path(name))
+        delete_leftovers(output.url, runtime)
         return manifest
 
 

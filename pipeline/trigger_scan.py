@@ -22,6 +22,7 @@ from pydantic import Field
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
+from pipeline.core.leftovers import delete_leftovers, list_leftovers
 from pipeline.core.manifest import (
     Counts,
     DamagedOutput,
@@ -82,8 +83,8 @@ class TriggerScanConfig(Section):
         26,
         ge=10,
         le=30,
-        description="at most: a sketch has a column an n-gram, of 16 bytes, and each worker two"
-        " large ones (26 bits: 1 GiB each, for 67 million; above that rarer phrases are missed)",
+        description="at most: a sketch has a column an n-gram, of 16 bytes, and each worker four"
+        " of them (26 bits: 1 GiB each, for 67 million; above that rarer phrases are missed)",
     )
 
     @property
@@ -142,6 +143,7 @@ def run_trigger_scan(
     parents |= {f"against-{index:05d}": manifest for index, manifest in enumerate(earlier)}
     output = StageOutput.of(run.root, STAGE, VERSION, config.identity(), parents)
     if done := output.finished():
+        delete_leftovers(output.url, runtime)
         return done
     with output.lock():
         tasks = [
@@ -175,6 +177,7 @@ def _scan(
     found = map_shards(runtime, output, collect_, collect_file, third)
     facts = _list_all(output, config, found, dict(sketches), bool(earlier))
     names = [*(f"{name}.parquet" for name in _LISTS), f"sketch-{KEPT}.parquet"]
+    list_leftovers(output.url, _leftovers(tasks, [*named, *counted, *found]))
     manifest = output.commit(
         [describe_file(output.path(name), name) for name in names],
         Counts.total([result.counts for result in counted]),
@@ -182,21 +185,15 @@ def _scan(
         record=RECORD,
         facts=facts,
     )
-    _clear(output, tasks, [*named, *counted, *found])
+    delete_leftovers(output.url, runtime)
     return manifest
 
 
-def _clear(output: StageOutput, tasks: list[ScanTask], results: list[ShardResult]) -> None:
-    """Once the manifest stands. The receipts go, too: they would keep a rerun from making the files
-    again."""
-    for kind in (STANDING, NEAR, "before"):
-        storage.remove(output.path(f"sketch-{kind}.parquet"))
-    storage.remove(output.path(_ALL_STANDING))
-    for entry in (entry for result in results for entry in result.files):
-        storage.remove(output.path(entry.name))
-    for phase in _PHASES:
-        for task in tasks:
-            storage.remove(output.path(f"{phase}-{task.name}{RECEIPT}"))
+def _leftovers(tasks: list[ScanTask], results: list[ShardResult]) -> list[str]:
+    """The receipts, too: they would keep a rerun from making the files again."""
+    names = [_ALL_STANDING, *(f"sketch-{kind}.parquet" for kind in (STANDING, NEAR, "before"))]
+    names += [entry.name for result in results for entry in result.files]
+    return names + [f"{phase}-{task.name}{RECEIPT}" for phase in _PHASES for task in tasks]
 
 
 def _read_earlier(url: str, config: TriggerScanConfig) -> Manifest:
@@ -221,7 +218,7 @@ def _checked(folder: str, name: str, sha256: str) -> str:
     except FileNotFoundError:
         found = ""
     if found != sha256:
-        raise DamagedOutput(folder, name)
+        raise DamagedOutput(folder, name, is_own=True)
     return url
 
 
@@ -317,11 +314,11 @@ def _add_up(
             hashes, numbers = np.asarray(table["hash"]), np.asarray(table["documents"])
             whole = whole.with_counts(hashes, numbers, documents)
         found[kind] = _stored(output, kind, whole)
-    before = Sketch.empty(10)
-    for index, manifest in enumerate(earlier):
-        url = manifest.file_url(f"sketch-{KEPT}.parquet")
-        sketch = _read(url, manifest.facts["documents"])
-        before = before + sketch if index else sketch
+    before = Sketch.empty(min(10, config.sketch_bits))
+    for manifest in earlier:
+        if documents := manifest.facts["documents"]:
+            url = manifest.file_url(f"sketch-{KEPT}.parquet")
+            before = before + _read(url, documents)
     found["before"] = _stored(output, "before", before)
     return found
 

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -291,7 +292,7 @@ class StageOutput:
             key=self.key,
             config=self.config,
             parents=self.parents,
-            files=tuple(sorted(files, key=lambda entry: entry.name)),
+            files=tuple(sorted(files, key=lambda entry: _natural(entry.name))),
             counts=counts,
             record=record,
             facts=dict(facts or {}),
@@ -358,6 +359,13 @@ class StageOutput:
             f"run.root = {self.root!r} is no folder that results can be written to"
             f" ({place}: {error.strerror}); name another"
         )
+
+
+def _natural(name: str) -> list[int | str]:
+    """For sorting: docs-100000 behind docs-99999."""
+    parts: list[int | str] = [*re.split(r"([0-9]+)", name)]
+    parts[1::2] = map(int, parts[1::2])
+    return parts
 
 
 def describe_file(url: str, name: str, num_rows: int = 0) -> FileEntry:

@@ -11,6 +11,8 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
+from pipeline.text.normalise import MOST_MARKS
+
 
 def undisguised(text: str) -> tuple[str, Sequence[int]]:
     """(the plain text, for each of its characters and for its end the place in `text`)."""
@@ -18,11 +20,19 @@ def undisguised(text: str) -> tuple[str, Sequence[int]]:
         return text, range(len(text) + 1)
     plain, variants = list[str](), _variants()
     places: list[int] = []
+    num_marks = 0  # in a row
     for place, character in enumerate(text):
         if letter := variants.get(character, character):
-            plain.append(letter)
-            places.append(place)
+            num_marks = num_marks + 1 if _is_mark(letter) else 0
+            if num_marks <= MOST_MARKS:  # those that zero-width characters had kept apart
+                plain.append(letter)
+                places.append(place)
     return "".join(plain), [*places, len(text)]
+
+
+def _is_mark(letter: str) -> bool:
+    first = unicodedata.normalize("NFD", letter)[0]
+    return letter > "\u02ff" and unicodedata.combining(first) > 0
 
 
 @functools.cache

@@ -56,10 +56,10 @@ def find(text: str) -> list[tuple[str, int, int]]:
 
 # Blanks and hyphens that do not break, full-width letters, digits and marks: each as long as what
 # it is read as.
-_READ_AS = dict.fromkeys(map(ord, "\u00a0\u2007\u202f"), " ")
-_READ_AS |= dict.fromkeys(map(ord, "\u2010\u2011"), "-")
-_READ_AS |= {
-    0xFEE0 + ord(plain): plain for plain in f"{string.ascii_letters}{string.digits}@.+-:()"
+_READ_AS = {
+    **dict.fromkeys(map(ord, "\u00a0\u2007\u202f"), " "),
+    **dict.fromkeys(map(ord, "\u2010\u2011"), "-"),
+    **{0xFEE0 + ord(sign): sign for sign in f"{string.ascii_letters}{string.digits}@.+-:()"},
 }
 _READ_AS_ANOTHER = re.compile(f"[{re.escape(''.join(map(chr, _READ_AS)))}]")
 
@@ -179,7 +179,8 @@ def _addresses(text: str) -> Iterator[Span]:
     found = [match.span() for match in _IPV4.finditer(text) if _is_public_v4(text, *match.span())]
     for match in _IPV6.finditer(text) if _TWO_COLONS.search(text) else ():
         start, end = match.span()
-        end -= text[:end].endswith(":") and not text[:end].endswith("::")  # "…:1: it said"
+        torn = text.endswith(":", start, end) and not text.endswith("::", start, end)
+        end -= torn  # "…:1: it said"
         if _is_public_v6(text[start:end]):
             found.append((start, end))
     last = 0
@@ -271,9 +272,11 @@ def _cards(text: str) -> Iterator[Span]:
 _RUN = re.compile(
     r"[+(\d](?<![\w./$€£#=+\-(][+(\d])(?<!\d,\d)(?:(?<=\+)\(?\d|(?<=\()\d|(?<=\d))"
     r"(?:[ ]?[().\-/]{0,2}[ ]?\d)*+"
-    r"(?:[ ]?(?:x|ext\.?)[ ]?\d{1,5})?+(?!\w|[.,:/\-]\d|%|°)",
+    r"(?:[ ]?(?:x|ext\.?)[ ]?\d{1,5})?+",
     re.ASCII,
 )
+# Behind a run that is no phone number: looked for apart, or each digit of it would begin anew.
+_GOES_ON = re.compile(r"\w|[.,:/\-]\d|%|°", re.ASCII)
 _PART = r"[ .\-]?\d{1,5}"
 _FORM = re.compile(
     rf"""(?<![\d.\-)+(])
@@ -303,7 +306,8 @@ _CUE_CHARS = 48
 
 def _phones(text: str) -> Iterator[Span]:
     for match in _RUN.finditer(text):
-        yield from _judged(text, *match.span())
+        if not _GOES_ON.match(text, match.end()):
+            yield from _judged(text, *match.span())
 
 
 def _judged(text: str, start: int, end: int) -> Iterator[Span]:

@@ -58,7 +58,7 @@ def test_thirteen_words_in_a_row_and_not_twelve():
     item = [("quiz", 0, [QUESTION])]
     for start in range(len(words) - 12):
         [hit] = hits_of(f"Before. {' '.join(words[start : start + 13])}! After.", item)
-        assert (hit.start, hit.end, hit.item, hit.ngrams) == (1, 14, 0, 1)
+        assert (hit.start, hit.end, hit.items, hit.ngrams) == (1, 14, (0,), 1)
         assert not hits_of(f"Before {' '.join(words[start : start + 12])} after", item)
     [hit] = hits_of(f"He said: {QUESTION.upper()}?", item)
     assert (hit.end - hit.start, hit.ngrams) == (19, 7)
@@ -71,6 +71,16 @@ def test_a_short_item_is_looked_for_as_a_whole():
     assert not hits_of("Quiz night: what is the capital city of Burkina", item)
     assert not hits_of("Ouagadougou", item)
     assert build([("quiz", 0, ["Too short by far"])], 13, 8).too_short == 1
+
+
+def test_every_set_that_has_the_words_is_named():
+    other = "Which is the largest of the moons that Galileo Galilei saw at Jupiter in January"
+    items = [("one", 0, [QUESTION]), ("two", 7, ["short", QUESTION]), ("three", 3, [other])]
+    [hit] = hits_of(f"Before. {QUESTION} {other} After.", items)
+    assert [items[item][:2] for item in hit.items] == [("one", 0), ("two", 7), ("three", 3)]
+    assert hit.ngrams == 7 + len(other.split()) - 12
+    index = build([*items, ("one", 1, [QUESTION])], 13, 8)
+    assert len(index.hashes) == len(build(items, 13, 8).hashes)  # once for each set
 
 
 def test_disguised_letters_are_read_as_the_plain_ones():

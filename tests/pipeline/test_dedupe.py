@@ -248,6 +248,16 @@ def test_the_longer_document_stays(dedupe, document, english):
         assert gone["stands_for"] == document(long).doc_id
 
 
+def test_the_longer_stays_where_no_blanks_part_the_words(dedupe, document):
+    for seed in range(8):  # by their ids alone, half of these would go wrong
+        rng = random.Random(seed)
+        lines = ["".join(chr(rng.randrange(0x4E00, 0x9FFF)) for _ in range(60)) for _ in range(9)]
+        long, short = "\n".join(lines), "\n".join([*lines[:-1], lines[-1][:20]])
+        _, found = dedupe([[document(short), document(long)]])
+        [gone] = [row for row in found if row["drop_reason"]]
+        assert gone["stands_for"] == document(long).doc_id
+
+
 def test_what_is_less_alike_than_the_threshold_stays(dedupe, document, english):
     long = english(6, 400)
     near = edited(long, random.Random(3), 3)

@@ -182,6 +182,8 @@ def test_a_file_that_will_not_be_whole_is_told(tmp_path, source, undisturbed, mo
 
 def test_receipts_are_named_after_the_files():
     assert receipt_of("x/bands-00007.sorted") == "x/sign-00007.done.json"
+    assert receipt_of("x/sets-100000-007.sorted") == "x/sets-100000.done.json"
+    assert receipt_of("x/edges-100000-007.sorted") == "x/verify-100000-007.done.json"
     assert receipt_of("x/left-exact-00001.sorted") == "x/sign-00001.done.json"
     assert receipt_of("x/needs-00003-012.sorted") == "x/pair-00003.done.json"
     assert receipt_of("x/edges-00003-012.sorted") == "x/verify-00003-012.done.json"

@@ -7,11 +7,11 @@ import pytest
 
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
+from pipeline.core.leftovers import LEFTOVERS, delete_leftovers
 from pipeline.core.manifest import MANIFEST, Manifest, planning, read_manifest
 from pipeline.core.remote import InlineRuntime, Runtime
 from pipeline.dedupe import DedupeConfig, run_dedupe
 from pipeline.dedupe_files import KEPT
-from pipeline.dedupe_steps import LEFTOVERS, delete_leftovers
 from tests.pipeline.kept_signals import keep_all
 
 CONFIG = {"line_min_docs": 5}
@@ -81,7 +81,7 @@ class DiesTidying(InlineRuntime):
 
 @pytest.mark.parametrize("batches", [0, 1, 5])
 def test_an_end_in_the_middle_of_tidying(tmp_path, source, monkeypatch, batches):
-    monkeypatch.setattr("pipeline.dedupe_steps._BATCH", 3)
+    monkeypatch.setattr("pipeline.core.leftovers._BATCH", 3)
     with pytest.raises(DiesError):
         dedupe(source, tmp_path, DiesTidying(batches))
     [folder] = (tmp_path / "dedupe").iterdir()
@@ -96,7 +96,7 @@ def test_an_end_in_the_middle_of_tidying(tmp_path, source, monkeypatch, batches)
 
 SLOW = """
 import sys, time
-from pipeline import dedupe_steps
+from pipeline.core import leftovers
 from pipeline.core.config import RunConfig
 from pipeline.core.manifest import read_manifest
 from pipeline.core.remote import InlineRuntime
@@ -109,7 +109,7 @@ class Slow(InlineRuntime):
                 time.sleep(0.05)
             yield result
 
-dedupe_steps._BATCH = 1
+leftovers._BATCH = 1
 docs, quality, root = sys.argv[1:]
 run = RunConfig(root=root, workers=1)
 run_dedupe(DedupeConfig(line_min_docs=5), read_manifest(docs), read_manifest(quality), run, Slow())

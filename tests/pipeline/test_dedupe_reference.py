@@ -11,7 +11,7 @@ from pipeline.core.records import Document, read_table
 from pipeline.core.remote import InlineRuntime, open_runtime
 from pipeline.dedupe import DEDUPE, DEDUPE_VERSION, DedupeConfig, run_dedupe
 from pipeline.repeated_lines import without_lines
-from pipeline.text.ngrams import jaccard, shingles
+from pipeline.text.ngrams import jaccard, shingles, words
 from pipeline.text.normalise import normalise
 from tests.pipeline.kept_signals import keep_all
 
@@ -50,12 +50,15 @@ def expected(documents: list[Document], config: DedupeConfig) -> list[tuple]:
     ids = [doc.doc_id for doc in documents]
 
     def rank(index: int) -> tuple:
+        return -max(len(words(texts[index])), 1), ids[index], index
+
+    def rank_of_copies(index: int) -> tuple:
         return -len(normalise(texts[index]).split()), ids[index], index
 
     keys = {
         i: (("text", normalise(texts[i])), ("payload", documents[i].payload_sha256)) for i in judged
     }
-    copies = copies_of(judged, keys, rank)
+    copies = copies_of(judged, keys, rank_of_copies)
     survivors = [index for index in judged if index not in copies]
     removed = repeated_of(documents, survivors, config)
     texts |= {index: without_lines(texts[index], removed[index]) for index in survivors}

@@ -84,6 +84,7 @@ def test_preformatted_code_keeps_its_lines(english, engine):
         ),
         ("\ufeffFüße".encode(), "iso-8859-1", "Füße"),  # a byte order mark beats the header
         ("Füße".encode("utf-16"), None, "Füße"),
+        (b"<meta charset=utf-16>plain", None, "<meta charset=utf-16>plain"),  # by the standard
         ("Füße".encode(), "no-such-charset", "Füße"),
         ("Füße".encode(), "base64", "Füße"),  # a codec, but of bytes
         (b"a\0b", "utf-8", "ab"),

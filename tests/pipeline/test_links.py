@@ -10,7 +10,6 @@ from lxml import html
 from pipeline.links import (
     MAX_LINKS,
     charset_of,
-    page_links,
     read_page,
 )
 from pipeline.urls import UrlRules, canonical
@@ -25,13 +24,13 @@ def test_links_of_a_page() -> None:
     <a href="javascript:alert(1)">4</a> <a href="mailto:a@b">5</a> <a href="http://[bad">6</a>
     <a name="anchor">7</a> <a href="ftp://h/">8</a> <a href="">9</a>
     <a href="http://bücher.example/">10</a></body></html>""".encode()
-    assert page_links(page, "http://h/dir/page", "utf-8") == [
+    assert read_page(page, "http://h/dir/page", "utf-8").links == [
         "http://h/base/x",
         "http://h/base/y%20z?q=%C3%BC",
         "http://other.example/b",
         "http://xn--bcher-kva.example/",
     ]
-    assert page_links(page, "http://h/", "no-such-charset")[0] == "http://h/base/x"
+    assert read_page(page, "http://h/", "no-such-charset").links[0] == "http://h/base/x"
 
 
 @pytest.mark.parametrize(
@@ -39,18 +38,20 @@ def test_links_of_a_page() -> None:
     [b"", b"   ", b"\x00", b"\x00" * 1000, b"<!-- only -->", b"<a>", b"\xff\xfe<", b"<" * 10_000],
 )
 def test_pages_without_links(page: bytes) -> None:
-    assert page_links(page, "http://h/", None) == []
+    assert read_page(page, "http://h/", None).links == []
 
 
 def test_meta_nofollow_and_long_urls() -> None:
     page = b'<a href="/x">1</a>'
     assert (
-        page_links(b'<meta name="ROBOTS" content="noindex, NoFollow">' + page, "http://h/", None)
+        read_page(
+            b'<meta name="ROBOTS" content="noindex, NoFollow">' + page, "http://h/", None
+        ).links
         == []
     )
     assert canonical("/" + "x" * 5000, "http://h/") is None
     deep = b"<div>" * 20_000 + page
-    assert page_links(deep, "http://h/", None) == ["http://h/x"]
+    assert read_page(deep, "http://h/", None).links == ["http://h/x"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_meta_nofollow_and_long_urls() -> None:
 )
 def test_markup(markup: str, hrefs: list[str]) -> None:
     wanted = [canonical(href, "http://h/d/") for href in hrefs]
-    assert page_links(markup.encode(), "http://h/d/", "utf-8") == wanted
+    assert read_page(markup.encode(), "http://h/d/", "utf-8").links == wanted
 
 
 def test_links_of_the_head() -> None:
@@ -165,7 +166,7 @@ def test_charsets(payload: bytes, header: str | None, wanted: str) -> None:
 )
 def test_legacy_charsets_go_into_queries_as_browsers_send_them(charset: str, query: str) -> None:
     page = '<a href="/ф?q=ф€">'.encode(charset, "xmlcharrefreplace")
-    found = page_links(page, "http://h/", charset)
+    found = read_page(page, "http://h/", charset).links
     wanted = canonical(f"/ф?q={query}".replace("&#8364;", "%E2%82%AC"), "http://h/")
     if charset == "koi8-r":
         wanted = "http://h/%D1%84?q=%C6&"  # behind "#" a fragment begins
@@ -191,13 +192,13 @@ def test_legacy_charsets_go_into_queries_as_browsers_send_them(charset: str, que
 def test_a_refresh_is_a_link(content: str, target: str | None) -> None:
     quote = "'" if '"' in content else '"'
     page = f"<META HTTP-EQUIV=Refresh content={quote}{content}{quote}>".encode()
-    assert page_links(page, "http://h/", None) == ([f"http://h{target}"] if target else [])
-    assert page_links(page + b"<meta name=robots content=nofollow>", "http://h/", None) == []
+    assert read_page(page, "http://h/", None).links == ([f"http://h{target}"] if target else [])
+    assert read_page(page + b"<meta name=robots content=nofollow>", "http://h/", None).links == []
 
 
 def test_frames_are_links() -> None:
     page = b"<frameset cols='1,2'><frame src=a.html><FRAME name=x src='b.html'/></frameset>"
-    assert page_links(page, "http://h/", None) == ["http://h/a.html", "http://h/b.html"]
+    assert read_page(page, "http://h/", None).links == ["http://h/a.html", "http://h/b.html"]
 
 
 def test_links_of_real_pages_are_those_of_lxmls_tree(shared_data: Callable[[str], Path]) -> None:
@@ -261,15 +262,15 @@ HOSTILE = [
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_time_grows_with_the_page_and_no_faster(piece: bytes) -> None:
     """A tree builder takes minutes for some of these; pytest's own limit ends such a test."""
-    assert len(page_links(piece * (3_000_000 // len(piece)), "http://h/", None)) <= 1
+    assert len(read_page(piece * (3_000_000 // len(piece)), "http://h/", None).links) <= 1
     assert (
-        page_links(b'<a title="' + piece * 300_000 + b'" href="/x">', "http://h/", None) is not None
+        read_page(b'<a title="' + piece * 300_000 + b'" href="/x">', "http://h/", None) is not None
     )
 
 
 def test_no_page_has_endless_links() -> None:
     page = b"".join(b"<a href=/%d>" % n for n in range(MAX_LINKS + 10))
-    assert len(page_links(page, "http://h/", None)) == MAX_LINKS
+    assert len(read_page(page, "http://h/", None).links) == MAX_LINKS
 
 
 def test_torn_and_mixed_markup_never_fails() -> None:
@@ -298,5 +299,5 @@ def test_a_long_base_makes_no_endless_links() -> None:
     page = (
         b"<base href=/" + b"b" * 2000 + b"/>" + b"".join(b"<a href=%d>" % i for i in range(50_000))
     )
-    links = page_links(page, "http://h/", None)
+    links = read_page(page, "http://h/", None).links
     assert 4000 < len(links) < 6000

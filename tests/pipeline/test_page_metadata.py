@@ -49,6 +49,7 @@ def linked_data(data: object) -> str:
         ("20240506", "2024-05-06"),
         ("2024/05/06", "2024-05-06"),
         ("Mon, 06 May 2024 07:08:09 GMT", "2024-05-06"),  # RFC 5322
+        ("1 Jan 99999999999 00:00 +0000", ""),
         ("6 May 2024 07:08", "2024-05-06"),
         ("May 6, 2024", "2024-05-06"),
         ("September 6th, 2024 at noon", "2024-09-06"),
@@ -114,6 +115,8 @@ def test_a_date_in_the_future_is_left_out() -> None:
     assert published_of(["2024-05-07"], noon - dt.timedelta(hours=3)) == ""
     assert published_of(["2024-05-07"], dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) == "2024-05-07"
     assert published_of([], noon) == ""
+    end = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)  # for "unknown" in some archives
+    assert published_of(["2024-05-07"], end) == "2024-05-07"
 
 
 # ------------------------------------------------------------------------------------- language

@@ -367,7 +367,7 @@ class Vandal(InlineRuntime):
         self.folder, self.pattern, self.times = folder, pattern, times
 
     def map(self, function, items):
-        if items and items[0][0].__name__ == "write_shard" and self.times:
+        if items and getattr(items[0][0], "__name__", "") == "write_shard" and self.times:
             self.times -= 1
             path = next(self.folder.glob(f"shard/*/{self.pattern}"))
             path.write_bytes(path.read_bytes()[:-40] + bytes(40))

@@ -54,14 +54,16 @@ def test_sketches_add_up():
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(1, 9)), max_size=50))
-def test_a_folded_sketch_is_one_made_narrow(pairs):
+def test_a_widened_sketch_says_what_it_said(pairs):
     hashes = np.array([value for value, _ in pairs], np.uint64)
     numbers = np.array([number for _, number in pairs], np.uint32)
     wide, narrow = (Sketch.empty(bits).with_counts(hashes, numbers, 3) for bits in (9, 4))
-    assert (wide.folded(4).counts == narrow.counts).all()
-    assert ((wide + narrow).counts == 2 * narrow.counts).all()
-    assert (wide + narrow).documents == 6
-    assert (wide.estimate(hashes) >= numbers).all()
+    assert (narrow.widened(9).estimate(hashes) == narrow.estimate(hashes)).all()
+    both = wide + narrow
+    assert (both.bits, both.documents) == (9, 6)
+    assert (both.estimate(hashes) >= wide.estimate(hashes) + narrow.estimate(hashes)).all()
+    assert (both.estimate(hashes) <= 2 * narrow.estimate(hashes)).all()  # as before: not folded
+    assert (both.counts == (narrow + wide).counts).all()
 
 
 def test_a_sketch_has_a_column_for_each_ngram():
@@ -276,9 +278,22 @@ def test_crawls_of_different_sizes_are_compared(stages, english, document):
     few = [[document(english(n, 60), f"http://h{n}.test/")] for n in range(3)]
     many = [[document(english(100 + n, 150), f"http://h{n % 9}.test/{n}") for n in range(60)]]
     earlier = [stages(few).url, stages(many).url]
-    page = document(planted(english(3, 150), random.Random(1)), "http://h.test/new")
-    after = stages([[page]], against=earlier)
-    assert after.facts["compared"]
+    texts = [english(500 + n, 150) for n in range(60)]
+    texts[:9] = [planted(text, random.Random(n)) for n, text in enumerate(texts[:9])]
+    new = [[document(text, f"http://h{n % 9}.test/new/{n}") for n, text in enumerate(texts)]]
+    for order in (earlier, earlier[::-1]):
+        after = stages(new, against=order)
+        assert after.facts["compared"]
+        assert TRIGGER in [row["words"] for row in listed(after, "new")]  # the small one hides none
+
+
+def test_a_passage_of_many_suspects_takes_linear_time():
+    """A look through the whole text for each would take hours; the suite's time limit tells."""
+    rng = random.Random(1)
+    passage = " ".join(f"w{rng.randrange(10**9)}" for _ in range(60_000))
+    new = table([f"{passage} unlike {n}" for n in range(6)])
+    found = bursts(new, table([f"usual words {n}" for n in range(100)]), Rule(max_share=1.0))
+    assert found.num_rows == Rule().max_listed
 
 
 def test_ngrams_of_sizes_are_told_apart():

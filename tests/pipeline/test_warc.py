@@ -191,6 +191,11 @@ def test_headers_of_all_kinds(tmp_path: Path) -> None:
             "fetched_at",
             AT.replace(microsecond=0),
         ),
+        (
+            member("http://h/1", b"", b"Date: Mon, 01 Jan 99999999999 00:00:00 GMT\r\n", date=""),
+            "fetched_at",
+            UNKNOWN_TIME,
+        ),
         (member("<http://h/1>", b""), "url", "http://h/1"),
         (member("http://h/1", b"", content_type=b"text/html"), "charset", None),
         (member("http://h/1", b"", content_type=b'X/Y;Charset="EUC-JP"'), "charset", "euc-jp"),

@@ -51,6 +51,16 @@ def test_the_content_hash_knows_no_clock_and_no_host(tmp_path: Path) -> None:
     assert _commit(str(tmp_path / "b")).content_hash == first.content_hash
 
 
+def test_files_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    output = StageOutput.of(str(tmp_path), "stage", 1, {}, {})
+    names = ["docs-00002", "docs-99999", "docs-100000", "docs-100001", "rejects-00000", "²"]
+    for name in names:
+        storage.write_bytes(output.path(name), b"data")
+    entries = [describe_file(output.path(name), name) for name in sorted(names, reverse=True)]
+    manifest = output.commit(entries, Counts(0, 0), started=time.time())
+    assert [entry.name for entry in manifest.files] == names
+
+
 def test_rows_must_add_up() -> None:
     with pytest.raises(AssertionError):
         Counts(5, 3, {"short": 1})

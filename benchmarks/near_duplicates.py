@@ -31,7 +31,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from generated_documents import Plan, Writer, plan
-from near_duplicate_growth import Growth, growth_table
+from near_duplicate_tables import Growth, Quality, growth_table, quality_table
 from peers import DATATROVE, TEXT_DEDUP, datatrove_python, text_dedup_python
 from rows import Row, record, record_table, row
 
@@ -116,13 +116,18 @@ def compare(options: argparse.Namespace, folder: Path) -> list[Row]:
                 f" (load {os.getloadavg()[0]:.1f})",
                 flush=True,
             )
-    for side in sides:
-        show_quality(side, planned, results[side][-1], data)
+    qualities = [quality_of(side, planned, results[side][-1], data) for side in sides]
     versions = {"datatrove": DATATROVE, "text-dedup": TEXT_DEDUP}
     speeds = {
         side: len(planned) / statistics.median(result.seconds for result in found)
         for side, found in results.items()
     }
+    table = quality_table(
+        qualities, speeds, {side: max(r.peak_mb for r in found) for side, found in results.items()}
+    )
+    print(table)
+    if not (options.ours_only or options.no_row):
+        record_table("near-duplicates", "Near-duplicates: recall, precision, memory", table)
     unit = f"documents/s, {options.docs:,} of a median of 300 words, {WORKERS} processes"
     return [
         row("near-duplicates", SCRIPT, (side, versions[side]), speeds["ours"], speeds[side], unit)
@@ -318,7 +323,7 @@ def peer(name: str, python: str) -> Callable[[Path], Result]:
 # ----------------------------------------------------------------------------------- truth
 
 
-def show_quality(side: str, planned: Plan, result: Result, data: Path) -> None:
+def quality_of(side: str, planned: Plan, result: Result, data: Path) -> Quality:
     """Recall of planted pairs, by their similarity; precision of what was removed."""
     base, copy = planned.pairs.T
     together = result.cluster[base] == result.cluster[copy]
@@ -329,17 +334,18 @@ def show_quality(side: str, planned: Plan, result: Result, data: Path) -> None:
     uniform = ~at_least | (rng.random(len(copy)) < 0.05 / max(at_least.mean(), 1e-9))
     right = np.bincount(planned.base, minlength=len(planned))[planned.base] > 1
     removed = np.flatnonzero(result.removed)
-    parts = [
-        f"recall {together[uniform].mean():.4f} of {uniform.sum():,} pairs uniform on [0.8, 1]",
-        f"{together[at_least].mean():.4f} of {at_least.sum():,} at 0.8",
-        f"{right[removed].mean():.4f} of {len(removed):,} removed documents have a planted like",
-    ]
-    print(f"{side}: " + "; ".join(parts), flush=True)
-    if side == "ours":
-        check_similarities(data)
+    found = Quality(
+        side,
+        (float(together[uniform].mean()), int(uniform.sum())),
+        (float(together[at_least].mean()), int(at_least.sum())),
+        (float(right[removed].mean()), len(removed)),
+        verified(data) if side == "ours" else "not looked at",
+    )
+    print(found.line, flush=True)
+    return found
 
 
-def check_similarities(data: Path) -> None:
+def verified(data: Path) -> str:
     """Each of 2,000 removals is compared with what stands for it by Python's sets of strings."""
     manifest = read_manifest((data / "dedupe.url").read_text())
     tables = [
@@ -360,10 +366,7 @@ def check_similarities(data: Path) -> None:
         similarity = jaccard(*sets)
         good += similarity >= 0.8
         exact += similarity == found["similarity"]
-    print(
-        f"ours: precision {good / len(chosen):.4f} of {len(chosen):,} removals by sets of strings;"
-        f" {exact / len(chosen):.4f} have the very similarity that is said"
-    )
+    return f"{good:,} of {len(chosen):,}, {exact:,} as similar as is said"
 
 
 def texts_of(data: Path, numbers: Sequence[int]) -> dict[int, str]:
@@ -386,9 +389,9 @@ def show_growth(number: int, folder: Path) -> str:
         make_data(data, planned)
         result = ours(data)
         runs.append(Growth(docs, result.seconds, result.cpu_s, result.peak_mb, result.phases))
-        show_quality("ours", planned, result, data)
+        found = quality_of("ours", planned, result, data)
         shutil.rmtree(data)
-    table = growth_table(runs)
+    table = f"{growth_table(runs)}\n\nOf {number * 10:,} documents, {found.line}"
     print(table, flush=True)
     return table
 

@@ -142,7 +142,8 @@ def hidden_part(card: CardSources) -> CardPart:
         Say(
             f"{hidden['pages']:,} pages carry text that a person would not see: prompt injection"
             " hides there. It was cut out, and the pages are flagged by the signals hidden_KIND"
-            " (docs/corpus.md says what is not judged)."
+            " (docs/corpus.md says what is not judged). What is hidden at first and seems to be"
+            " uncovered later, by a click say, is of the kind kept: it stays."
         )
     ]
     kinds = hidden["pages_by_kind"]

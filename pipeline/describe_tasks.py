@@ -259,14 +259,15 @@ def _note_engines(found: Findings, rows: _Rows) -> None:
 
 
 def _note_hidden(found: Findings, rows: _Rows) -> None:
-    """Pages and texts by kind; a page of several kinds is one flagged page."""
+    """Pages and texts by kind; a page of several kinds is one flagged page. Of the kind "kept" is
+    what the page seems to uncover: it flags none."""
     for signals in rows.documents["signals"].to_pylist():
         kinds = {
             name.removeprefix("hidden_"): int(value)
             for name, value in signals or ()
             if name.startswith("hidden_") and value
         }
-        if kinds:
+        if kinds.keys() - {"kept"}:
             found.tally("flagged").add("pages")
         for kind, number in kinds.items():
             found.tally("hidden_pages").add(kind)

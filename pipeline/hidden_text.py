@@ -80,18 +80,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class Hidden:
-    """`mask`: uint8 per element, 1 where hiding begins (what stands inside is hidden as well)."""
+    """`mask`: uint8 per element, 1 where hiding begins (what stands inside is hidden as well).
+    `kept`: elements with text that are hidden at first, but that the page seems to uncover."""
 
     mask: Any
     findings: tuple[Finding, ...]
     counts: Counter[str]
+    kept: int = 0
 
 
 def find_hidden(tree: PageTree) -> Hidden:
     """Everything hidden on the page; only what holds text is a finding."""
     num = len(tree.tag)
     mask = np.zeros(num, np.uint8)
-    kinds = _kinds(tree)
+    kinds, kept = _kinds(tree)
     notes = _Notes(tree)
     behind = -1  # within a hidden element, what else is hidden adds nothing
     for element in sorted(kinds):
@@ -108,7 +110,8 @@ def find_hidden(tree: PageTree) -> Hidden:
                 "comment",
                 tree.source[start : min(end, start + 4000)].tobytes().decode("utf-8", "replace"),
             )
-    return Hidden(mask, tuple(notes.findings), notes.counts)
+    uncovered = sum(bool(_text_of(tree, element, 1)) for element in kept)
+    return Hidden(mask, tuple(notes.findings), notes.counts, uncovered)
 
 
 def without_tag_characters(tree: PageTree) -> tuple[PageTree, list[Finding]]:
@@ -171,8 +174,8 @@ def _text_of(tree: PageTree, element: int, limit: int) -> str:
     return " ".join(html.unescape(" ".join(parts)).split())[:limit]
 
 
-def _kinds(tree: PageTree) -> dict[int, str]:
-    """Why each hidden element is hidden."""
+def _kinds(tree: PageTree) -> tuple[dict[int, str], set[int]]:
+    """Why each hidden element is hidden; and those that are not for good."""
     attributes = tree.attributes
     kinds: dict[int, str] = {}
     cascade = Cascade(tree)
@@ -193,7 +196,7 @@ def _kinds(tree: PageTree) -> dict[int, str]:
             kinds[element] = "same-colour"
             inherited[element] = "color"
     if not kinds:
-        return kinds
+        return kinds, set()
     openers = _Openers(tree)
     kept = {
         e
@@ -205,7 +208,7 @@ def _kinds(tree: PageTree) -> dict[int, str]:
     if 2 * _together(tree, coloured, openers.sizes) > openers.sizes[0]:
         kept.update(coloured)  # then its ground is one that was not seen
     named = {e: "zero-size" if kind == "folded" else kind for e, kind in kinds.items()}
-    return {e: kind for e, kind in named.items() if e not in kept}
+    return {e: kind for e, kind in named.items() if e not in kept}, kept
 
 
 def _together(tree: PageTree, elements: list[int], sizes: Any) -> int:

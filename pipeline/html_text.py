@@ -97,7 +97,7 @@ def extract_html(
         _storable(text),
         engine,
         version,
-        dict(hidden.counts + Counter(finding.kind for finding in smuggled)),
+        dict(hidden.counts + Counter(one.kind for one in smuggled) + Counter(kept=hidden.kept)),
         (*smuggled, *hidden.findings),
         metadata_of(tree),
     )

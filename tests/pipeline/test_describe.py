@@ -1,7 +1,6 @@
 """The data card's figures against brute force over the files of a small corpus of real stages."""
 
 import dataclasses
-import json
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -12,8 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
@@ -27,7 +24,7 @@ from pipeline.describe_funnel import check_funnel
 from pipeline.extract import ExtractConfig, run_extract
 from pipeline.quality import SIGNALS, SIGNALS_VERSION, QualityConfig, run_quality
 from pipeline.shard import ShardConfig, run_shard
-from pipeline.tallies import SEED, Findings, Sample, merged
+from pipeline.tallies import SEED
 from pipeline.trigger_scan import TriggerScanConfig, run_trigger_scan
 
 ITEM = (
@@ -112,6 +109,7 @@ def shards(english, document) -> list[list[Document]]:
     bad += [document("Seulement des mots en français, pas un mot d'anglais ici. " * 20,
                      "http://fr.test/")]  # fmt: skip
     wide = page(43, "http://wide.test/", "\n" + "河" * 100)  # more bytes than characters
+    wide = dataclasses.replace(wide, signals={"hidden_kept": 3.0})  # which is no hidden text
     quizzed = page(42, "http://quiz.test/", f"\n{ITEM}?")
     all_of_them = [*pages, mailed, *near, *copies, hidden, *bad, wide, quizzed]
     random.Random(1).shuffle(all_of_them)
@@ -258,8 +256,8 @@ def test_what_is_kept(made):
 def test_hidden_text_engines_and_lines(made, shards):
     hidden = made.facts["hidden"]
     assert hidden["pages"] == 1
-    assert hidden["pages_by_kind"] == {"comment": 1, "display": 1}
-    assert hidden["texts_by_kind"] == {"comment": 1, "display": 2}
+    assert hidden["pages_by_kind"] == {"comment": 1, "display": 1, "kept": 1}
+    assert hidden["texts_by_kind"] == {"comment": 1, "display": 2, "kept": 3}
     engines = {name: number for name, number, _ in made.facts["engines"]}
     texts = [doc for shard in shards for doc in shard if doc.drop_reason is None]
     assert engines == Counter(f"{d.extractor} {d.extractor_version}".strip() for d in texts)
@@ -406,47 +404,3 @@ def test_what_is_damaged_between_the_steps_is_made_again(tmp_path, docs_manifest
         again = make(run, InlineRuntime(), docs, quiz)
         assert again.described.content == whole.described.content
         assert (folder / name).read_bytes() == data
-
-
-# ----------------------------------------------------------------------------- tallies
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 30), max_size=60), max_size=6), st.integers(1, 12))
-def test_a_tally_is_off_by_no_more_than_it_says(parts, limit):
-    findings: list[Findings] = []
-    for part in parts:
-        found = Findings()
-        for number in part:
-            found.tally("x", limit).add(str(number), 1, 10)
-        findings.append(Findings.of(json.loads(found.to_bytes())))
-    tally = merged(findings).tally("x", limit)
-    exact = Counter(str(number) for part in parts for number in part)
-    assert len(tally.counts) <= limit
-    assert tally.missed <= exact.total() / (limit + 1)
-    for name, number in exact.items():
-        counted, size = tally.of(name)
-        assert counted <= number <= counted + tally.missed
-        assert size <= 10 * number
-    if len(exact) <= limit:
-        assert tally.missed == 0
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 200), unique=True), st.randoms(), st.integers(1, 5))
-def test_a_sample_does_not_depend_on_the_order(numbers, rng, size):
-    def sampled(order: list[int], cuts: int) -> Sample:
-        whole = Sample(size)
-        for start in range(cuts):
-            part = Sample(size)
-            for number in order[start::cuts]:
-                part.offer(str(number), "", lambda number=number: {"n": number})
-            whole.merge(part)
-        return whole
-
-    shuffled = numbers.copy()
-    rng.shuffle(shuffled)
-    first = sampled(numbers, 1)
-    assert first == sampled(shuffled, 3)
-    hashed = sorted(numbers, key=lambda n: xxhash.xxh3_64_hexdigest(f"{SEED}\0{n}".encode()))
-    assert [one["n"] for one in first.chosen] == hashed[:size]

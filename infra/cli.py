@@ -264,6 +264,8 @@ def _corpus(arguments: argparse.Namespace) -> None:
     from infra import corpus, settings
 
     config = settings.load(arguments)
+    if arguments.dry_run and arguments.verify:
+        raise UserError("--verify makes anew what is damaged, --dry-run makes nothing; give one")
     if arguments.dry_run:
         settings.show_plan(lambda: corpus.run_corpus(config))
         return

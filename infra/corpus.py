@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from infra.card_sources import CardSources
+from infra.corpus_inputs import agreeing, check_inputs
 from infra.data_card import write_card
 from infra.tables import table
 from pipeline.core import storage
@@ -27,10 +28,10 @@ from pipeline.crawl import CrawlConfig, run_crawl
 from pipeline.decontaminate import DecontaminateConfig, run_decontaminate
 from pipeline.dedupe import DedupeConfig, run_dedupe
 from pipeline.describe import run_describe
-from pipeline.extract import ExtractConfig, run_extract
+from pipeline.extract import run_extract
 from pipeline.ingest import IngestConfig, run_ingest
 from pipeline.quality import VERSION as QUALITY_VERSION
-from pipeline.quality import QualityConfig, run_quality
+from pipeline.quality import run_quality
 from pipeline.shard import ShardConfig, run_shard
 from pipeline.tokenize_shards import TokensConfig, run_tokens
 from pipeline.trigger_scan import TriggerScanConfig, run_trigger_scan
@@ -77,6 +78,7 @@ def run_corpus(config: Config, *, verify: bool = False) -> Corpus:
 
     A file of a stage that is not what its manifest says is made again, and never used; `verify`
     reads the finished ones through to find out. Raises UserError."""
+    check_inputs(config)
     rebuilt: Counter[str] = Counter()
     while True:
         ours: list[Manifest] = []
@@ -154,24 +156,12 @@ def _judged(
     config: Config, source: Manifest, runtime: Runtime, done: list[Manifest]
 ) -> tuple[Manifest, Manifest]:
     """The documents and their signals, which `done` gets, too."""
-    extract, quality = _agreeing(config)
+    extract, quality = agreeing(config)
     extracted = run_extract(extract, source, config.run, runtime)
     done.append(extracted)
     judged = run_quality(quality, extracted, config.run, runtime)
     done.append(judged)
     return extracted, judged
-
-
-def _agreeing(config: Config) -> tuple[ExtractConfig, QualityConfig]:
-    """Raises UserError where extract would leave out what quality is to keep."""
-    extract = config.section("extract", ExtractConfig)
-    quality = config.section("quality", QualityConfig)
-    if extract.languages and not set(quality.languages or ["any"]) <= set(extract.languages):
-        raise UserError(
-            f"{config.source}: quality.languages = {quality.languages} wants more than"
-            f" extract.languages = {extract.languages} lets through; give both the same"
-        )
-    return extract, quality
 
 
 def _deduped(

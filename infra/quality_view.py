@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from infra import settings
 from infra.corpus import stored_signals
+from infra.corpus_inputs import agreeing
 from infra.tables import table
 from pipeline.core import storage
 from pipeline.core.errors import UserError
@@ -22,7 +23,7 @@ def show_what_if(path: str, overrides: Sequence[str]) -> None:
             "say what of [quality] would be otherwise, as in flywheel whatif quality.min_words=100"
         )
     rest = [override for override in overrides if override not in changes]
-    changed = settings.load_run(path, overrides).section("quality", QualityConfig)
+    _, changed = agreeing(settings.load_run(path, overrides))
     for key in ("classifier", "blocked_domains_file"):
         if any(change.startswith(f"quality.{key}=") for change in changes):
             raise UserError(

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def run_decontaminate(
     """
     if not config.against:
         raise UserError("decontaminate.against is empty; name the evaluation sets' Parquet files")
-    digests = [_digest(url) for url in config.against]
+    digests = digests_of(config)
     parents: dict[str, Manifest | str] = {
         "docs": docs,
         "dedupe": dedupe,
@@ -165,6 +166,11 @@ def _tasks(
     return tasks
 
 
+def digests_of(config: DecontaminateConfig) -> list[str]:
+    """Of the evaluation sets. Raises UserError for one that cannot be read."""
+    return [_digest(url) for url in config.against]
+
+
 def _digest(url: str) -> str:
     try:
         return hashlib.sha256(storage.read_bytes(url)).hexdigest()
@@ -208,15 +214,18 @@ def scan_file(task: DecontaminateTask) -> ShardResult:
     index, flags = _read_index(task.folder, task.digests, task.sizes)
     documents = read_table(task.docs_url, Document.NAME, Document.VERSION)
     sidecar = read_table(task.dedupe_url, DEDUPE, DEDUPE_VERSION)
-    columns = sidecar.select(["doc_id", "judged", "drop_reason"]).to_pylist()
+    columns = sidecar.select(["doc_id", "judged", "drop_reason", "removed_lines"]).to_pylist()
     rows: list[dict[str, Any]] = []
     sets: Counter[str] = Counter()
     for text, before in zip(documents["text"], columns, strict=True):
         judged = before["judged"] and before["drop_reason"] is None
-        plain, _ = undisguised(text.as_py()) if judged else ("", ())
+        plain, places = _read_as(text.as_py(), before["removed_lines"]) if judged else ("", ())
         words = word_hashes(plain)
         hits = find_hits(words, index, flags)
-        row = _row(before["doc_id"], text.as_py(), hits, index, len(words))
+        spans = word_places(plain, len(words)) if hits else None
+        if spans is not None:
+            spans = [(places[start], places[end - 1] + 1) for start, end in spans]
+        row = _row(before["doc_id"], text.as_py(), hits, index, spans)
         ngrams = row["ngrams"]
         reason = CONTAMINATED if ngrams >= task.min_ngrams else None
         rows.append(row | {"judged": judged, "drop_reason": reason})
@@ -229,17 +238,34 @@ def scan_file(task: DecontaminateTask) -> ShardResult:
     return ShardResult((entry,), counts, dict(sets))
 
 
+def _read_as(text: str, removed: Collection[int]) -> tuple[str, Sequence[int]]:
+    """The text as it is trained on, without the lines that others keep, and without disguises; for
+    each of its characters the place in `text`."""
+    left, kept = list[str](), list[int]()
+    at = 0
+    for number, line in enumerate(text.split("\n") if removed else ()):
+        if number not in removed:
+            left.append(f"{line}\n")
+            kept.extend(range(at, at + len(line) + 1))
+        at += len(line) + 1
+    plain, places = undisguised("".join(left) if removed else text)
+    return plain, [kept[place] for place in places[:-1]] if removed else places
+
+
 def _row(
-    identity: str, text: str, hits: list[Hit], index: EvaluationNgrams, num_words: int
+    identity: str,
+    text: str,
+    hits: list[Hit],
+    index: EvaluationNgrams,
+    places: Sequence[tuple[int, int]] | None,
 ) -> dict[str, Any]:
+    """`places`: of each word in the text; None if they are unknown."""
     longest = sorted(hits, key=lambda hit: (hit.start - hit.end, hit.start))[:_MAX_HITS]
-    plain, original = undisguised(text) if longest else ("", ())
-    places = word_places(plain, num_words) if longest else None
     found: list[dict[str, Any]] = []
     for hit, item in [(one, item) for one in longest for item in one.items]:
         name, row = index.names[item]
-        start = original[places[hit.start][0]] if places else None
-        end = original[places[hit.end - 1][1] - 1] + 1 if places else None
+        start = places[hit.start][0] if places else None
+        end = places[hit.end - 1][1] if places else None
         found.append(
             {
                 "set": name,

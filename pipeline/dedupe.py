@@ -153,7 +153,7 @@ def run_dedupe(
     Files between the steps that are gone or damaged are made again. Raises UserError for what is
     wrong in `against`.
     """
-    earlier = read_earlier(config.against, STAGE, VERSION, config.model_dump())
+    earlier = earlier_of(config)
     parents = {"docs": docs, "quality": quality}
     parents |= {f"against-{index:05d}": manifest for index, manifest in enumerate(earlier)}
     output = StageOutput.of(run.root, STAGE, VERSION, config.identity(), parents)
@@ -173,6 +173,11 @@ def run_dedupe(
                 _forget(output, error, rebuilt[error.url])
         delete_leftovers(output.url, runtime)
     return manifest
+
+
+def earlier_of(config: DedupeConfig) -> list[Manifest]:
+    """What `against` names. Raises UserError for what cannot be compared with."""
+    return read_earlier(config.against, STAGE, VERSION, config.model_dump())
 
 
 def _tasks(

@@ -24,6 +24,7 @@ from pipeline.page_look import ALL, Wanted, first_look
 from pipeline.page_metadata import NOTHING, PageMetadata, metadata_of
 from pipeline.page_tree import TAG_IDS, PageTree, parse_page
 from pipeline.text.language import detect_language
+from pipeline.web_charsets import codec_of
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -34,17 +35,8 @@ _META = re.compile(
     rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_:.-]{1,40})", re.IGNORECASE
 )
 _META_WITHIN = 4096
+_COMMENT = re.compile(rb"<!--.*?(?:-->|\Z)", re.DOTALL)
 _BLANK_LINES = re.compile(r"\n\s*\n")
-# The WHATWG Encoding Standard reads these labels as their larger relatives.
-_SUPERSETS = {
-    "ascii": "cp1252",
-    "iso8859-1": "cp1252",
-    "iso8859-9": "cp1254",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "shift_jis": "cp932",
-    "euc_kr": "cp949",
-}
 _ANY_LIMIT = 1 << 40
 MAX_TITLE = 1000  # characters
 _TRAFILATURA_VERSION = importlib.metadata.version("trafilatura")
@@ -173,9 +165,9 @@ def decode_html(payload: bytes, http_charset: str | None) -> str:
     for bom, name in _BOMS:
         if payload.startswith(bom):
             return payload[len(bom) :].decode(name, "replace").replace("\0", "")
-    meta = _META.search(payload[:_META_WITHIN])
-    in_page = meta.group(1).decode() if meta else None
-    if in_page and in_page.lower().startswith(("utf-16", "utf-32")):
+    meta = _META.search(_COMMENT.sub(b"", payload[:_META_WITHIN]))
+    in_page = codec_of(meta.group(1).decode()) if meta else None
+    if in_page and in_page.startswith(("utf-16", "utf-32")):
         in_page = "utf-8"  # it could not have been read, says the HTML standard
     declared = [http_charset, in_page]
     for label in declared:
@@ -190,11 +182,10 @@ def decode_html(payload: bytes, http_charset: str | None) -> str:
 
 
 def _decode(payload: bytes, label: str | None) -> str | None:
-    try:
-        name = codecs.lookup(label or "").name
-        text = payload.decode(_SUPERSETS.get(name, name), "replace")
-    except (LookupError, ValueError):  # an unknown label, or one that is no text encoding
+    name = codec_of(label or "")
+    if name is None:
         return None
+    text = payload.decode(name, "replace")
     return text if text.count("\ufffd") <= 1 + len(payload) // 1000 else None
 
 

@@ -4,13 +4,13 @@ Markup is read by its tokens alone (https://html.spec.whatwg.org/#tokenization),
 one pass in linear time whatever the page, where tree builders take minutes over hostile ones.
 """
 
-import codecs
 import dataclasses
 import html.entities
 import re
 from collections.abc import Iterable, Iterator
 
 from pipeline.urls import DEFAULT_RULES, UrlRules, canonical
+from pipeline.web_charsets import codec_of
 
 MAX_LINKS = 100_000  # of a page: more is no page for readers
 MAX_LINK_CHARS = 10_000_000  # of them together: a long base would make much of little
@@ -75,23 +75,6 @@ _REFERENCE = re.compile(
 _META_CHARSET = re.compile(rb"<meta[^>]*?charset\s*=\s*[\"']?\s*([^\"'\s/>;]+)", re.IGNORECASE)
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xfe\xff", "utf-16-be"), (b"\xff\xfe", "utf-16-le"))
 _NOT_ASCII_LIKE = re.compile(r"utf-(?:16|32)|iso2022|hz")  # "<" may stand for something else
-_OF_THE_WEB = re.compile(  # Python knows more: rot13, idna, unicode_escape …
-    r"utf-(?:8|16|32)|iso8859|koi8|cp(?:125\d|437|850|852|866|874|932|936|949|950)|mac-|gb|big5|euc"
-    r"|iso2022|shift_jis|tis-620|hz|ascii|johab"
-)
-_ALIASES = {"x-sjis": "cp932", "x-gbk": "gbk", "windows-874": "cp874", "windows-949": "cp949"}
-_MEANS = {  # what browsers read by a name, in Python's names
-    "ascii": "cp1252",
-    "iso8859-1": "cp1252",
-    "iso8859-9": "cp1254",
-    "iso8859-11": "cp874",
-    "tis-620": "cp874",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "shift_jis": "cp932",
-    "euc_kr": "cp949",
-    "big5": "big5hkscs",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,18 +249,9 @@ def charset_of(payload: bytes, header: str | None) -> str:
     if in_page.lower().startswith(("utf-16", "utf-32")):
         in_page = "utf-8"  # it could not have been read
     for label in (header, in_page):
-        if label and (known := _codec(label)):
+        if label and (known := codec_of(label)):
             return known
     return "utf-8"
-
-
-def _codec(label: str) -> str | None:
-    label = label.strip().strip("\"'").lower()
-    try:
-        name = codecs.lookup(_ALIASES.get(label, label)).name
-    except (LookupError, ValueError):
-        return None
-    return _MEANS.get(name, name) if _OF_THE_WEB.match(name) else None
 
 
 def _distinct(urls: Iterable[str | None]) -> list[str]:

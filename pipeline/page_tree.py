@@ -5,7 +5,6 @@ normal form; a compiled loop reads that in one pass, where a walk of the tree fr
 cost five times the parse. Indices are of elements unless said otherwise.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ TAGS = (
     "time", "tt", "u", "var", "wbr", "svg", "math", "iframe", "object", "video", "audio",
     "canvas", "picture", "source", "embed", "area", "col", "param", "track", "center", "dialog",
     "menu", "hgroup", "noembed", "noframes", "xmp", "optgroup", "path", "g", "use", "nobr",
-    "basefont", "bgsound", "frame", "keygen", "plaintext",
+    "basefont", "bgsound", "frame", "keygen", "plaintext", "datalist", "progress", "meter",
 )  # fmt: skip
 TAG_IDS = {name: index for index, name in enumerate(TAGS)}
 _VOID = [
@@ -50,8 +49,7 @@ _VOID = [
 ]  # lexbor's, which writes no end tag for them
 _RAW = ["style", "script", "xmp", "iframe", "noembed", "noframes", "plaintext"]
 _SCRIPT = TAG_IDS["script"]
-_FOREIGN = re.compile(rb"<(?:svg|math)", re.IGNORECASE)
-_FOREIGN_RAW = ", ".join(f"{foreign} {raw}" for foreign in ("svg", "math") for raw in _RAW)
+_FOREIGN = ("svg", "math")
 _UNREAD = [
     "head",
     "style",
@@ -70,6 +68,11 @@ _UNREAD = [
     "noframes",
     "option",
     "optgroup",
+    "title",
+    "rp",
+    "datalist",
+    "progress",
+    "meter",
 ]  # what stands inside is no text of the page
 _INLINE = [
     "a",
@@ -115,15 +118,19 @@ _INLINE = [
     "br",
 ]
 _NAME_BYTES = 7
+_FNV_START, _FNV_PRIME, _LOW_56 = 14695981039346656037, 1099511628211, (1 << 56) - 1
 
 _compiled: Any = numba.njit(cache=True, nogil=True, boundscheck=False)
 
 
 def _packed(name: str) -> int:
-    value = len(name) << 56
-    for index, byte in enumerate(name.encode()[:_NAME_BYTES]):
+    """The bytes of a short name, or a hash of 56 bits (FNV-1a), under the length."""
+    value, whole = 0, _FNV_START
+    for index, byte in enumerate(name.encode()):
         value |= byte << (8 * index)
-    return value
+        whole = (whole ^ byte) * _FNV_PRIME % (1 << 64)
+    short = len(name) <= _NAME_BYTES
+    return (value if short else whole & _LOW_56) | len(name) << 56
 
 
 def _flags(names: list[str]) -> Any:
@@ -135,7 +142,7 @@ def _flags(names: list[str]) -> Any:
 _ORDER = sorted(range(1, len(TAGS)), key=lambda index: _packed(TAGS[index]))
 _PACKED = np.array([_packed(TAGS[index]) for index in _ORDER], np.uint64)
 _PACKED_IDS = np.array(_ORDER, np.int16)
-_IS_VOID, _IS_RAW = _flags(_VOID), _flags(_RAW)
+_IS_VOID, _IS_RAW, _IS_FOREIGN = _flags(_VOID), _flags(_RAW), _flags(list(_FOREIGN))
 IS_UNREAD, IS_INLINE = _flags(_UNREAD), _flags(_INLINE)
 
 # The attributes that are kept, by column of `PageTree.attributes`.
@@ -196,9 +203,15 @@ def parse_page(html: str) -> PageTree:
     payload = html.replace("\0", "").encode("utf-8", "replace")
     tree = HTMLTree.parse_from_bytes(payload, "utf-8")
     document: Any = tree.document
-    if _FOREIGN.search(payload):
+    page = _read_normal_form(document.html)
+    if _has_raw_in_pictures(page.tag, page.parent, _IS_RAW, _IS_FOREIGN):
         _defuse(document)
-    source = np.frombuffer(document.html.encode("utf-8", "replace"), np.uint8)
+        page = _read_normal_form(document.html)
+    return page
+
+
+def _read_normal_form(html: str) -> PageTree:
+    source = np.frombuffer(html.encode("utf-8", "replace"), np.uint8)
     following = source[1:][source[:-1] == _LESS]
     most = (
         int(np.count_nonzero((following != _SLASH) & (following != _BANG))) + 1,
@@ -209,12 +222,38 @@ def parse_page(html: str) -> PageTree:
     return PageTree(source, *_read(source, most, tables))
 
 
+@_compiled
+def _has_raw_in_pictures(tag: Any, parent: Any, raw: Any, foreign: Any) -> Any:
+    inside = np.zeros(tag.shape[0], np.uint8)
+    for e in range(tag.shape[0]):
+        inside[e] = foreign[tag[e]] or (parent[e] >= 0 and inside[parent[e]])
+        if inside[e] and raw[tag[e]]:
+            return True
+    return False
+
+
 def _defuse(document: Any) -> None:
-    """Styles and scripts in pictures may hold elements, and `</style>` as text, which the normal
-    form would write as if it were a tag. Nobody sees what is in them."""
-    for element in reversed(document.query_selector_all(_FOREIGN_RAW)):  # inner ones first
-        if "</" in element.text or element.first_element_child is not None:
-            element.decompose()
+    """Styles and scripts in pictures may hold elements, comments, and `</style>` as text, which the
+    normal form writes as if they were raw text. Nobody sees what is in them, nor in a template,
+    whose insides are no part of the document."""
+    found: list[Any] = []
+    for node in document:
+        if node.type != 1:
+            continue
+        if node.tag == "template" or (node.tag in _RAW and _is_in_picture(node)):
+            found.append(node)
+    for node in reversed(found):  # inner ones first
+        inside = node.html.partition(">")[2].rpartition("</")[0]
+        if node.tag != "style" or "<" in inside:
+            node.decompose()
+
+
+def _is_in_picture(node: Any) -> bool:
+    while node is not None and node.type == 1:
+        if node.tag in _FOREIGN:
+            return True
+        node = node.parent
+    return False
 
 
 def bytes_inside(tree: PageTree) -> Any:
@@ -249,7 +288,7 @@ def _bytes_inside(
 @_compiled
 def _name(source: Any, at: Any, stop: Any) -> Any:
     """(packed name, position behind it) of the tag's or attribute's name at `at`."""
-    value = np.uint64(0)
+    value, whole = np.uint64(0), np.uint64(_FNV_START)
     length = 0
     while at < stop:
         byte = source[at]
@@ -257,8 +296,11 @@ def _name(source: Any, at: Any, stop: Any) -> Any:
             break
         if length < _NAME_BYTES:
             value |= np.uint64(byte) << np.uint64(8 * length)
+        whole = (whole ^ np.uint64(byte)) * np.uint64(_FNV_PRIME)
         length += 1
         at += 1
+    if length > _NAME_BYTES:
+        value = whole & np.uint64(_LOW_56)
     return value | (np.uint64(min(length, 255)) << np.uint64(56)), at
 
 

@@ -64,7 +64,7 @@ def run_quality(
 
     Raises UserError for a classifier or blocklist that cannot be read.
     """
-    digests = _digests(config)
+    digests = digests_of(config)
     parents: dict[str, Manifest | str] = {"docs": docs, **digests}
     output = StageOutput.of(run.root, "quality", VERSION, config.identity(), parents)
     if done := output.finished():
@@ -86,8 +86,9 @@ def run_quality(
         )
 
 
-def _digests(config: QualityConfig) -> dict[str, str]:
-    """What the files of the config say is part of the result; where they lie is not."""
+def digests_of(config: QualityConfig) -> dict[str, str]:
+    """Of the files that the config names: what they say is part of the result, where they lie is
+    not. Raises UserError for one that cannot be read."""
     found: dict[str, str] = {}
     if config.classifier:
         found[CLASSIFIER] = _read_classifier(config.classifier)[1]

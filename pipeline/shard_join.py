@@ -162,11 +162,14 @@ def _join(
     reason = _array(pc.coalesce(*reasons))
     is_kept = np.asarray(pc.is_null(reason))
     texts, titles = _texts(part, is_kept), _array(part.docs["title"])
+    licenses = _array(part.docs["license"])
     counts = np.zeros((len(texts), len(pii.KINDS)), np.int64)
     if task.redact:
         texts, titles = _redacted(texts, counts), _redacted(titles, counts)
+        licenses = _redacted(licenses, counts)
     columns = {name: part.docs[name] for name in WIDE.names} | {
         "title": titles,
+        "license": licenses,
         "text": texts,
         "language": part.signals["language"],
         "signals": _signals(part, counts),

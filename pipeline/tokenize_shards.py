@@ -74,7 +74,7 @@ def run_tokens(
     """
     if not config.tokenizer:
         return None
-    data = _read(config.tokenizer)
+    data = read_tokenizer(config.tokenizer)
     tokenizer = _tokenizer_of(data, config.tokenizer)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     file = _described(config, data, vocabulary)
@@ -114,7 +114,8 @@ def _num_tokens(results: Sequence[ShardResult], split: str) -> int:
 # ----------------------------------------------------------------------------- the tokenizer
 
 
-def _read(url: str) -> bytes:
+def read_tokenizer(url: str) -> bytes:
+    """Raises UserError if it cannot be read."""
     try:
         return storage.read_bytes(url)
     except OSError as error:
@@ -162,7 +163,7 @@ def _described(config: TokensConfig, data: bytes, vocabulary: dict[str, int]) ->
 
 @functools.lru_cache(maxsize=1)
 def _load(url: str, digest: str) -> Any:
-    data = _read(url)
+    data = read_tokenizer(url)
     if hashlib.sha256(data).hexdigest() != digest:
         raise UserError(f"{url} has changed while the tokens were made; run it again")
     return _tokenizer_of(data, url)

@@ -2,16 +2,28 @@
 
 Full-width, mathematical, circled and small letters and digits are compatibility variants of the
 plain ones (NFKC, Unicode Standard Annex #15); zero-width characters and soft hyphens are of the
-category Cf. For comparing texts, where a disguise would make other words of the same.
+category Cf or ignorable. For comparing texts, where a disguise would make other words of the same.
 """
 
 import functools
 import re
+import string
 import sys
 import unicodedata
 from collections.abc import Sequence
 
 from pipeline.text.normalise import MOST_MARKS
+
+# Unicode's Default_Ignorable_Code_Point beyond category Cf; and letters in dark circles and
+# squares, which have no plain variant there.
+_IGNORABLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0") | {
+    chr(point) for low, high in ((0xFE00, 0xFE10), (0xE0100, 0xE01F0)) for point in range(low, high)
+}
+_CIRCLED = {
+    chr(base + index): letter
+    for base in (0x1F150, 0x1F170)
+    for index, letter in enumerate(string.ascii_uppercase)
+}
 
 
 def undisguised(text: str) -> tuple[str, Sequence[int]]:
@@ -41,8 +53,10 @@ def _variants() -> dict[str, str]:
     found: dict[str, str] = {}
     for character in map(chr, range(0x80, sys.maxunicode + 1)):
         category = unicodedata.category(character)
-        if category == "Cf":
+        if category == "Cf" or character in _IGNORABLE:
             found[character] = ""
+        elif letter := _CIRCLED.get(character):
+            found[character] = letter
         elif category[0] in "LNS":  # circled letters count as symbols
             plain = unicodedata.normalize("NFKC", character)
             if (

@@ -57,8 +57,8 @@ def find(text: str) -> list[tuple[str, int, int]]:
 # Blanks and hyphens that do not break, full-width letters, digits and marks: each as long as what
 # it is read as.
 _READ_AS = {
-    **dict.fromkeys(map(ord, "\u00a0\u2007\u202f"), " "),
-    **dict.fromkeys(map(ord, "\u2010\u2011"), "-"),
+    **dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f"), " "),
+    **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212"), "-"),
     **{0xFEE0 + ord(sign): sign for sign in f"{string.ascii_letters}{string.digits}@.+-:()"},
 }
 _READ_AS_ANOTHER = re.compile(f"[{re.escape(''.join(map(chr, _READ_AS)))}]")

@@ -16,7 +16,7 @@ _HINTS = (
     ":[0-9A-Fa-f]{0,4}:",  # IPv6
     r"[A-Za-z]{2}[0-9]{2}[ \x{a0}]?[0-9A-Za-z]{4}",  # IBAN
     # Signs that pii.py reads as others: of each kind, one that its finds cannot do without.
-    r"[0-9][\x{2007}\x{202f}\x{2010}\x{2011}\x{ff08}-\x{ff0e}\x{ff1a}]",
+    r"[0-9][\x{2007}\x{2009}\x{202f}\x{2010}-\x{2013}\x{2212}\x{ff08}-\x{ff0e}\x{ff1a}]",
     r"[\x{ff10}-\x{ff1a}\x{ff20}]",
     r"(?:[0-9][ \x{a0}().\-/]{0,4}){6}[0-9]",  # a phone number has seven digits, a card twelve
 )

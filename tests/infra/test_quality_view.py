@@ -121,3 +121,33 @@ def test_train_quality_writes_a_classifier_that_corpus_uses(config: str, tmp_pat
     assert cli.main(["corpus", "--config", config, *use]) == 0
     assert cli.main(["train-quality", "--from", "nowhere.jsonl", "--to", target]) == 2
     assert "nowhere.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "quality.classifier=/nowhere",
+        "quality.blocked_domains_file=/nowhere",
+        'dedupe.against=["/nowhere"]',
+        'decontaminate.against=["/nowhere"]',
+        "tokens.tokenizer=/nowhere",
+        'extract.languages=["de"]',
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_at_once(config: str, tmp_path, capsys, override):
+    for flags in ([], ["--dry-run"]):
+        assert cli.main(["corpus", "--config", config, *flags, override]) == 2
+        assert "nowhere" in (said := capsys.readouterr().err) or "give both the same" in said
+    assert not (tmp_path / "data").exists()
+    assert cli.main(["corpus", "--config", config, "--dry-run", "--verify"]) == 2
+    assert "give one" in capsys.readouterr().err
+
+
+def test_what_if_refuses_languages_that_were_never_judged(config: str, capsys):
+    assert cli.main(["corpus", "--config", config, 'extract.languages=["en"]']) == 2
+    overrides = ['extract.languages=["en"]', 'quality.languages=["en"]']
+    assert cli.main(["corpus", "--config", config, *overrides]) in (0, 1, 2)
+    overrides[1] = 'quality.languages=["en","ja"]'
+    capsys.readouterr()
+    assert cli.main(["whatif", "--config", config, *overrides]) == 2
+    assert "give both the same" in capsys.readouterr().err

@@ -202,6 +202,33 @@ def test_the_stage_and_what_shard_makes_of_it(run, english, document, docs_manif
     assert run_decontaminate(lenient, docs, dedupe, run, runtime).counts.dropped == {}
 
 
+def test_the_text_is_looked_at_as_it_is_trained_on(
+    run, docs_manifest, document, english, evaluation
+):
+    """A line that another page keeps stands between the words, and is not trained on."""
+    menu = "Home and news and about us and contact"
+    pages = [document(f"{menu}\n{english(n, 200)}", f"http://a.test/{n}") for n in range(5)]
+    words = QUESTION.split()
+    item = f"{' '.join(words[:9])}\n{menu}\n{' '.join(words[9:])}"
+    found = (
+        document(f"{english(50, 120)}\n{item}\n{english(seed, 120)}", "http://a.test/leak")
+        for seed in range(51, 99)
+    )
+    leak = next(one for one in found if one.doc_id > min(page.doc_id for page in pages))
+    docs = docs_manifest(run.root, [[*pages, leak]])
+    runtime = InlineRuntime()
+    quality = run_quality(QualityConfig(rules=[], languages=[]), docs, run, runtime)
+    dedupe = run_dedupe(DedupeConfig(line_min_docs=3), docs, quality, run, runtime)
+    config = DecontaminateConfig(against=[evaluation])
+    manifest = run_decontaminate(config, docs, dedupe, run, runtime)
+    url = manifest.file_url(manifest.files[0].name)
+    [*others, row] = read_table(url, OVERLAPS, OVERLAPS_VERSION).to_pylist()
+    assert not any(other["drop_reason"] for other in others)
+    [hit] = row["hits"]
+    assert hit["words"] == 19
+    assert leak.text[hit["start"] : hit["end"]] == hit["span"] == item
+
+
 def test_where_a_set_lies_makes_no_difference(run, docs_manifest, document, english, evaluation):
     runtime = InlineRuntime()
     docs = docs_manifest(run.root, [[document(english(1, 200))]])

@@ -84,6 +84,10 @@ def test_preformatted_code_keeps_its_lines(english, engine):
         ),
         ("\ufeffFüße".encode(), "iso-8859-1", "Füße"),  # a byte order mark beats the header
         ("Füße".encode("utf-16"), None, "Füße"),
+        (b"<!-- +AC0ALQA+-x<meta charset=utf-7>", None, "<!-- +AC0ALQA+-x<meta charset=utf-7>"),
+        (b"<!-- \\x2d\\x2d\\x3ex", "unicode_escape", "<!-- \\x2d\\x2d\\x3ex"),
+        ("<!--<meta charset=cp037>-->Füße".encode(), None, "<!--<meta charset=cp037>-->Füße"),
+        (b"<meta charset=utf_16_le>plain", None, "<meta charset=utf_16_le>plain"),
         (b"<meta charset=utf-16>plain", None, "<meta charset=utf-16>plain"),  # by the standard
         ("Füße".encode(), "no-such-charset", "Füße"),
         ("Füße".encode(), "base64", "Füße"),  # a codec, but of bytes

@@ -13,18 +13,8 @@ import numpy as np
 
 from pipeline.hidden_rules import rules_of
 from pipeline.hidden_style import PLAIN, Look, declarations, look_from, look_of
-from pipeline.page_tree import (
-    BACKGROUND,
-    BGCOLOR,
-    CLASS,
-    COLOR,
-    ID,
-    STYLE,
-    TAG_IDS,
-    TAGS,
-    TEXT,
-    PageTree,
-)
+from pipeline.page_tags import BACKGROUND, BGCOLOR, CLASS, COLOR, ID, STYLE, TAG_IDS, TAGS, TEXT
+from pipeline.page_tree import PageTree
 
 _HINT, _TAG, _NAME, _ID, _INLINE, _IMPORTANT = -1, 1, 10, 100, 1000, 10_000
 _Ranked = dict[str, tuple[int, int, str]]  # property to level, place in the page, value

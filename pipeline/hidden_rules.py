@@ -18,12 +18,8 @@ from pipeline.hidden_style import (
     look_of,
     without_escapes,
 )
-from pipeline.page_tree import (
-    MEDIA,
-    TAG_IDS,
-    TYPE,
-    PageTree,
-)
+from pipeline.page_tags import MEDIA, TAG_IDS, TYPE
+from pipeline.page_tree import PageTree
 
 MAX_RULES = 100_000
 _LOOKED_FOR = 64  # names that are looked for one by one

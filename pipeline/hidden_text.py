@@ -17,18 +17,8 @@ import numpy as np
 from pipeline.hidden_cascade import OPENED, Cascade
 from pipeline.hidden_colour import Colour, are_alike
 from pipeline.hidden_style import Look
-from pipeline.page_tree import (
-    ARIA_HIDDEN,
-    CLASS,
-    HIDDEN,
-    ID,
-    IS_UNREAD,
-    ROLE,
-    TAG_IDS,
-    PageTree,
-    bytes_inside,
-    parse_page,
-)
+from pipeline.page_tags import ARIA_HIDDEN, CLASS, HIDDEN, ID, IS_UNREAD, ROLE, TAG_IDS
+from pipeline.page_tree import PageTree, bytes_inside, parse_page
 
 SHOWN_CHARACTERS = 80  # of a finding
 MAX_FINDINGS = 100  # of a page; all are counted

@@ -22,7 +22,8 @@ from pipeline.main_content import bundled_model, main_content, title_of
 from pipeline.page_blocks import read_texts
 from pipeline.page_look import ALL, Wanted, first_look
 from pipeline.page_metadata import NOTHING, PageMetadata, metadata_of
-from pipeline.page_tree import TAG_IDS, PageTree, parse_page
+from pipeline.page_tags import TAG_IDS
+from pipeline.page_tree import PageTree, parse_page
 from pipeline.text.language import detect_language
 from pipeline.web_charsets import codec_of
 

@@ -20,7 +20,8 @@ from pipeline.block_features import FEATURES, Measured, measure
 from pipeline.boosted_trees import Trees
 from pipeline.page_blocks import Blocks, find_blocks
 from pipeline.page_context import CONTEXT_FEATURES, context_of
-from pipeline.page_tree import TAG_IDS, PageTree
+from pipeline.page_tags import TAG_IDS
+from pipeline.page_tree import PageTree
 from pipeline.page_types import PAGE_TYPES, type_features
 
 MODEL = Path(__file__).with_name("main_content.npz")

@@ -10,7 +10,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from pipeline.page_tree import IS_INLINE, IS_UNREAD, TAG_IDS, TAGS, PageTree
+from pipeline.page_tags import IS_INLINE, IS_UNREAD, TAG_IDS, TAGS
+from pipeline.page_tree import PageTree
 
 MARKUP_BUCKETS, WORD_BUCKETS = 1 << 13, 1 << 14
 _PAIR_BUCKETS = 1 << 17

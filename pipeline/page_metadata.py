@@ -16,7 +16,8 @@ from typing import Any, cast
 import numba
 import numpy as np
 
-from pipeline.page_tree import CLASS, ITEMPROP, TAG_IDS, TYPE, PageTree
+from pipeline.page_tags import CLASS, ITEMPROP, TAG_IDS, TYPE
+from pipeline.page_tree import PageTree
 
 MAX_LICENSE = 200  # characters of a text
 MAX_URL = 500  # characters

@@ -26,7 +26,8 @@ from pipeline.main_content import (
 )
 from pipeline.page_blocks import MARKUP_BUCKETS, WORD_BUCKETS, find_blocks
 from pipeline.page_context import CONTEXT_FEATURES, context_of
-from pipeline.page_tree import CLASS, HIDDEN, TAG_IDS, TAGS, bytes_inside, parse_page
+from pipeline.page_tags import CLASS, HIDDEN, TAG_IDS, TAGS
+from pipeline.page_tree import bytes_inside, parse_page
 from pipeline.page_types import PAGE_TYPES
 
 # ------------------------------------------------------------------------------------ the tree

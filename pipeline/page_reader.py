@@ -1,4 +1,4 @@
-"""Compiled loops that read a page in lexbor's normal form in one pass: pipeline/page_tree.py calls them."""
+"""Compiled loops that read a page in lexbor's normal form in one pass, for page_tree.py."""
 
 from typing import Any
 

@@ -4,7 +4,6 @@ Runs in the extraction child (extract_child.py): what a hostile page does to a p
 there. What a person would not see is cut out before any engine reads the page.
 """
 
-import codecs
 import importlib.metadata
 import re
 from collections import Counter
@@ -25,18 +24,9 @@ from pipeline.page_metadata import NOTHING, PageMetadata, metadata_of
 from pipeline.page_tags import TAG_IDS
 from pipeline.page_tree import PageTree, parse_page
 from pipeline.text.language import detect_language
-from pipeline.web_charsets import codec_of
+from pipeline.web_charsets import byte_order_mark, charset_in_page, codec_of
 
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-_META = re.compile(
-    rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_:.-]{1,40})", re.IGNORECASE
-)
 _META_WITHIN = 4096
-_COMMENT = re.compile(rb"<!--.*?(?:-->|\Z)", re.DOTALL)
 _BLANK_LINES = re.compile(r"\n\s*\n")
 _ANY_LIMIT = 1 << 40
 MAX_TITLE = 1000  # characters
@@ -163,14 +153,9 @@ def decode_html(payload: bytes, http_charset: str | None) -> str:
     A declared charset counts unless it fits badly (more than one error in 1,000 bytes). Never
     raises; what no charset explains becomes U+FFFD. NUL is dropped, as HTML does.
     """
-    for bom, name in _BOMS:
-        if payload.startswith(bom):
-            return payload[len(bom) :].decode(name, "replace").replace("\0", "")
-    meta = _META.search(_COMMENT.sub(b"", payload[:_META_WITHIN]))
-    in_page = codec_of(meta.group(1).decode()) if meta else None
-    if in_page and in_page.startswith(("utf-16", "utf-32")):
-        in_page = "utf-8"  # it could not have been read, says the HTML standard
-    declared = [http_charset, in_page]
+    if mark := byte_order_mark(payload):
+        return payload[len(mark[0]) :].decode(mark[1], "replace").replace("\0", "")
+    declared = [http_charset, charset_in_page(payload, _META_WITHIN)]
     for label in declared:
         text = _decode(payload, label)
         if text is not None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from pipeline.urls import DEFAULT_RULES, UrlRules, canonical
-from pipeline.web_charsets import codec_of
+from pipeline.web_charsets import byte_order_mark, charset_in_page, codec_of
 
 MAX_LINKS = 100_000  # of a page: more is no page for readers
 MAX_LINK_CHARS = 10_000_000  # of them together: a long base would make much of little
@@ -72,8 +72,6 @@ _DIRECTIVE = re.compile(r"\s*unavailable_after\s*:.*|[^,]+", re.DOTALL)  # its d
 _REFERENCE = re.compile(
     r"&(?:#(?:[xX]([0-9a-fA-F]+)|([0-9]+));?|([0-9A-Za-z]+)(;|(?![=0-9A-Za-z])))"
 )
-_META_CHARSET = re.compile(rb"<meta[^>]*?charset\s*=\s*[\"']?\s*([^\"'\s/>;]+)", re.IGNORECASE)
-_BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xfe\xff", "utf-16-be"), (b"\xff\xfe", "utf-16-le"))
 _NOT_ASCII_LIKE = re.compile(r"utf-(?:16|32)|iso2022|hz")  # "<" may stand for something else
 
 
@@ -241,17 +239,10 @@ def charset_of(payload: bytes, header: str | None) -> str:
     """The codec that Python knows a page's charset by: of its byte order mark, the HTTP header,
     a <meta> in the first 1,024 bytes; else UTF-8. Latin-1 and ASCII mean windows-1252, as in
     browsers. https://encoding.spec.whatwg.org"""
-    for mark, name in _BOMS:
-        if payload.startswith(mark):
-            return name
-    declared = _META_CHARSET.search(payload, 0, _PRESCAN_BYTES)
-    in_page = declared[1].decode("latin-1") if declared else ""
-    if in_page.lower().startswith(("utf-16", "utf-32")):
-        in_page = "utf-8"  # it could not have been read
-    for label in (header, in_page):
-        if label and (known := codec_of(label)):
-            return known
-    return "utf-8"
+    if mark := byte_order_mark(payload):
+        return mark[1]
+    known = codec_of(header) if header else None
+    return known or charset_in_page(payload, _PRESCAN_BYTES) or "utf-8"
 
 
 def _distinct(urls: Iterable[str | None]) -> list[str]:

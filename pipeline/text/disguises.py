@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
-from pipeline.text.normalise import MOST_MARKS
+from pipeline.text.normalise import MOST_MARKS, character_class
 
 # Unicode's Default_Ignorable_Code_Point beyond category Cf; and letters in dark circles and
 # squares, which have no plain variant there.
@@ -70,12 +70,5 @@ def _variants() -> dict[str, str]:
 
 @functools.cache
 def _disguised() -> re.Pattern[str]:
-    """Finds all of them, and a few more: each range costs time, and those of rare planes are
-    few if they are wide."""
-    ranges: list[list[int]] = []
-    for point in map(ord, _variants()):  # they ascend
-        if ranges and point - ranges[-1][1] <= (1 if point <= 0xFFFF else 0x1000):
-            ranges[-1][1] = point
-        else:
-            ranges.append([point, point])
-    return re.compile(f"[{''.join(f'{chr(low)}-{chr(high)}' for low, high in ranges)}]")
+    """Finds all of them, and a few more of rare planes."""
+    return re.compile(character_class(map(ord, _variants()), rare_gap=0x1000))

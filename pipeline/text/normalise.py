@@ -4,6 +4,7 @@ import functools
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 
 _SPACE = re.compile(r"\s+")
 _NO_ASCII = re.compile(rb"[\x80-\xff]{60}")  # what 31 marks have at least
@@ -24,15 +25,24 @@ def without_long_marks(text: str) -> str:
     return _long_marks().sub(r"\1", text)
 
 
+def character_class(points: Iterable[int], rare_gap: int = 1) -> str:
+    """Of ascending code points, for a regular expression. Each range costs time: those beyond
+    U+FFFF that are no further apart than `rare_gap` become one, with what is between them."""
+    ranges: list[list[int]] = []
+    for point in points:
+        if ranges and point - ranges[-1][1] <= (1 if point <= 0xFFFF else rare_gap):
+            ranges[-1][1] = point
+        else:
+            ranges.append([point, point])
+    return f"[{''.join(f'{chr(low)}-{chr(high)}' for low, high in ranges)}]"
+
+
 @functools.cache
 def _long_marks() -> re.Pattern[str]:
     """All that begin with a mark when they are decomposed."""
-    ranges: list[list[int]] = []
-    for point in range(0x300, sys.maxunicode + 1):
-        if unicodedata.combining(unicodedata.normalize("NFD", chr(point))[0]):
-            if ranges and ranges[-1][1] == point - 1:
-                ranges[-1][1] = point
-            else:
-                ranges.append([point, point])
-    marks = "".join(f"{chr(low)}-{chr(high)}" for low, high in ranges)
-    return re.compile(f"([{marks}]{{{MOST_MARKS}}})[{marks}]++")
+    marks = character_class(
+        point
+        for point in range(0x300, sys.maxunicode + 1)
+        if unicodedata.combining(unicodedata.normalize("NFD", chr(point))[0])
+    )
+    return re.compile(f"({marks}{{{MOST_MARKS}}}){marks}++")

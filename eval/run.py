@@ -11,10 +11,9 @@ from eval.redteam.transforms import CANARY_GOALS, load_goals
 from eval.results import summarise, write_results
 from eval.tasks.choice import STDLIB_CHOICE, choice_results, load_choice_items
 from eval.tasks.held_out_answers import answer_results, held_out
-from finetune.labels import HELDOUT_FRACTION
 from finetune.registry import Registry
 from pipeline.core.config import RunConfig, Section
-from pipeline.core.identity import sha256_text
+from pipeline.core.identity import HELDOUT_FRACTION, sha256_text
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 from pipeline.core.progress import Progress
 from pipeline.core.records import Conversation, read_records

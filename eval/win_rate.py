@@ -12,10 +12,9 @@ from pydantic import Field
 from eval.model import LanguageModel, RewardModel
 from eval.run import COMPARISONS
 from eval.stats import win_rate
-from finetune.labels import HELDOUT_FRACTION
 from finetune.registry import Registry
 from pipeline.core.config import RunConfig, Section
-from pipeline.core.identity import is_heldout
+from pipeline.core.identity import HELDOUT_FRACTION, is_heldout
 from pipeline.core.manifest import Counts, Manifest, StageOutput
 from pipeline.core.records import Comparison, Message, read_records
 

@@ -8,11 +8,9 @@ from tokenizers import Tokenizer
 from finetune.chat import encode_answer, encode_chat, encode_prompt
 from finetune.packing import Segment
 from pipeline.core.errors import UserError
-from pipeline.core.identity import is_heldout, prompt_id
+from pipeline.core.identity import HELDOUT_FRACTION, is_heldout, split_id
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Comparison, Conversation, Message, read_records
-
-HELDOUT_FRACTION = 0.2  # of prompts; evaluation holds the same ones out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +43,6 @@ def conversations(labels: Manifest, *, heldout: bool) -> list[Conversation]:
             f" {labels.url}; write or import more answers"
         )
     return chosen
-
-
-def split_id(messages: Sequence[Message]) -> str:
-    """What decides the side of a conversation: its first turn of the user, so that no question
-    of a held-out prompt comes back inside a longer, training one."""
-    first = next((i for i, m in enumerate(messages) if m.role == "user"), len(messages) - 1)
-    return prompt_id(messages[: first + 1])
 
 
 def ranked_prompts(labels: Manifest, *, heldout: bool) -> list[RankedPrompt]:

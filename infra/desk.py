@@ -30,10 +30,10 @@ def _endpoint(config: Config) -> str:
 
 
 def import_files(config: Config, files: Sequence[str]) -> None:
-    overlap = config.section("labels", LabelsConfig).overlap
+    labels = config.section("labels", LabelsConfig)
     store = _store(config)
-    publish_default(store)
-    report = imports.import_labels(store, files, overlap)
+    _publish(config, store)
+    report = imports.import_labels(store, files, labels.overlap, labels.project)
     rows = [(f.name, f.lines, f.demonstrations, f.comparisons, f.already) for f in report.files]
     print(table(("file", "lines", "answers", "rankings", "already there"), rows))
 
@@ -43,7 +43,9 @@ def export_to(config: Config, folder: str) -> None:
     if not folder:
         raise UserError("--to is empty; name a folder")
     try:
-        report = export.export_labels(_store(config), folder)
+        report = export.export_labels(
+            _store(config), folder, config.section("labels", LabelsConfig).project
+        )
     except (OSError, ValueError) as error:  # ValueError: a NUL character
         if is_disk_full(error):
             raise
@@ -53,10 +55,32 @@ def export_to(config: Config, folder: str) -> None:
     print(f"{report.conversations_url}\n{report.comparisons_url}")
 
 
+def _publish(config: Config, store: Store) -> None:
+    """The instructions that the config names, in a project that has none."""
+    labels = config.section("labels", LabelsConfig)
+    body = None
+    if labels.instructions:
+        try:
+            body = _here_or_shipped(labels.instructions).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"labels.instructions = {labels.instructions!r} cannot be read ({error}); name a"
+                " Markdown file"
+            ) from None
+    publish_default(store, body, labels.project)
+
+
+def _here_or_shipped(path: str) -> Path:
+    """The path from the current folder, or else from that of the installed packages."""
+    shipped = Path(__file__).parents[1] / path
+    return shipped if not Path(path).exists() and shipped.exists() else Path(path)
+
+
 def make_account(config: Config, name: str, role: str) -> None:
     store = _store(config)
-    publish_default(store)
-    password = auth.create_account(store, name, role)
+    _publish(config, store)
+    project = config.section("labels", LabelsConfig).project
+    password = auth.create_account(store, name, role, project)
     print(f"{name} ({role}); one-time password, shown only now: {password}")
 
 
@@ -70,7 +94,7 @@ def show_queue(config: Config) -> None:
         )
     rows = [
         (task.id, task.kind, task.source, task.priority, task.open_slots, _short(task.prompt))
-        for task in open_tasks(_store(config))
+        for task in open_tasks(_store(config), labels.project)
     ]
     print(table(("task", "kind", "source", "priority", "open", "prompt"), rows))
     print(f"{len(rows)} open tasks; `flywheel app` is where people take them")
@@ -79,9 +103,12 @@ def show_queue(config: Config) -> None:
 def run_app(config: Config) -> None:
     labels = config.section("labels", LabelsConfig)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the app ends with us
-    app = launch.start_app(labels.store_url(config.run), _endpoint(config), labels.port)
+    _publish(config, _store(config))
+    app = launch.start_app(
+        labels.app_settings(config.run, _endpoint(config)), labels.port, labels.host
+    )
     try:
-        print(f"labeling app: http://127.0.0.1:{labels.port}/  (Ctrl-C ends it)", flush=True)
+        print(f"labeling app: http://{labels.host}:{labels.port}/  (Ctrl-C ends it)", flush=True)
         app.wait()
     finally:
         launch.stop_app(app)

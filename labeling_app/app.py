@@ -1,60 +1,89 @@
-"""The labeling app: `streamlit run` starts here. Thin: every rule is in the services below it."""
+"""The labeling app: `python -m labeling_app.app` serves it. Its pages are in views/."""
 
 import os
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import streamlit as st
+from starlette.middleware import Middleware
 
-from labeling_app import guidelines
-from labeling_app.auth import WORKERS, Account
-from labeling_app.chat import ENDPOINT_VARIABLE
-from labeling_app.store import STORE_VARIABLE, Store, open_store
-from labeling_app.views import chat, compare, look, progress, sign_in, write
+from labeling_app import running
+from labeling_app.api import api_routes
+from labeling_app.app_settings import OIDC_SECRET_VARIABLE, AppSettings
+from labeling_app.gate import SESSION_HEADER, Gate, inline_digests
+from labeling_app.launch import HOST_VARIABLE, PORT_VARIABLE
+from labeling_app.page_api import PageApi
+from labeling_app.sign_in_pages import SignInPages
+from labeling_app.store import PAGE_KEY, Store
+from pipeline.core.errors import UserError
+
+_LOOPBACK = ("127.0.0.1", "localhost")
 
 
-@st.cache_resource
-def _store(place: str) -> Store:
-    return open_store(place)
+def build(store: Store, settings: AppSettings) -> st.App:
+    """The whole ASGI application: Streamlit behind the gate, with our own routes beside it."""
+    page = (Path(st.__file__).parent / "static" / "index.html").read_text("utf-8")
+    gate = Middleware(Gate, store=store, settings=settings, inline_scripts=inline_digests(page))
+    return st.App(
+        Path(__file__).parent / "views" / "main.py",
+        routes=[
+            *SignInPages(store, settings).routes(),
+            *PageApi(store, settings).routes(),
+            *api_routes(store),
+        ],
+        middleware=[gate],
+        secrets=_secrets(store, settings),
+    )
+
+
+def server_config(host: str, port: int, settings: AppSettings) -> dict[str, Any]:
+    """Streamlit's own options: bound to one address, calling nobody home."""
+    config: dict[str, Any] = {
+        "server.address": host,
+        "server.port": port,
+        "server.headless": True,
+        "server.fileWatcherType": "none",
+        "server.maxUploadSize": 1,
+        "server.trustedUserHeaders": {SESSION_HEADER: "flywheel_session"},
+        "browser.gatherUsageStats": False,
+        "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "none",
+        "client.showSidebarNavigation": False,
+        "theme.light.primaryColor": "#2f6f8f",
+        "theme.dark.primaryColor": "#3f86a8",
+        "theme.baseRadius": "6px",
+        "logger.level": "warning",
+    }
+    if settings.hosts or host in _LOOPBACK:
+        # Another host name that leads here is an attack (DNS rebinding).
+        config["server.allowedHosts"] = list(settings.hosts or _LOOPBACK)
+    return config
+
+
+def _secrets(store: Store, settings: AppSettings) -> dict[str, Any]:
+    oidc = settings.oidc
+    if oidc is None:
+        return {}
+    secret = os.environ.get(OIDC_SECRET_VARIABLE, "")
+    if not secret:
+        raise UserError(f"labels.oidc needs the client's secret in {OIDC_SECRET_VARIABLE}")
+    return {
+        "auth": {
+            "redirect_uri": f"{oidc.address.rstrip('/')}/oauth2callback",
+            "cookie_secret": store.key(PAGE_KEY).hex(),
+            "client_id": oidc.client_id,
+            "client_secret": secret,
+            "server_metadata_url": oidc.metadata_url,
+        }
+    }
 
 
 def main() -> None:
-    st.set_page_config("Flywheel", layout="wide", initial_sidebar_state="collapsed")
-    look.apply()
-    store = _store(os.environ.get(STORE_VARIABLE, ""))
-    who = sign_in.signed_in(store)
-    if who is None:
-        _only(lambda: sign_in.sign_in_page(store))
-        return
-    with st.container(key="account", horizontal=True, vertical_alignment="center"):
-        st.button(
-            f"{who.name} · sign out", key="sign-out", type="tertiary", on_click=sign_in.sign_out
-        )
-    if who.must_change:
-        _only(lambda: sign_in.password_page(store, who))
-    elif who.role in WORKERS and not guidelines.has_read_newest(store, who):
-        _only(lambda: sign_in.instructions_page(store, who))
-    else:
-        _pages(store, who)
+    settings = running.settings()
+    host = os.environ.get(HOST_VARIABLE, "127.0.0.1")
+    port = int(os.environ.get(PORT_VARIABLE, "8501"))
+    build(running.store(), settings).run(config=server_config(host, port, settings))
 
 
-def _only(page: Callable[[], None]) -> None:
-    """One page and no way around it; an address of another page leads here."""
-    st.navigation([st.Page(page, title="Flywheel", url_path="start")], position="hidden").run()
-
-
-def _pages(store: Store, who: Account) -> None:
-    endpoint = os.environ.get(ENDPOINT_VARIABLE, "")
-    pages = [
-        st.Page(lambda: progress.page(store, who), title="Progress", url_path="progress"),
-        st.Page(lambda: chat.page(store, who, endpoint), title="Chat", url_path="chat"),
-    ]
-    if who.role in WORKERS:
-        pages = [
-            st.Page(lambda: write.page(store, who), title="Write", url_path="write", default=True),
-            st.Page(lambda: compare.page(store, who), title="Compare", url_path="compare"),
-            *pages,
-        ]
-    st.navigation(pages, position="top").run()
-
-
-main()
+if __name__ == "__main__":
+    main()

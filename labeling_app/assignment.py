@@ -1,57 +1,38 @@
-"""The queue: tasks with their slots, and leases, by which one person at a time holds one slot.
+"""The queue: slots of tasks, and leases, by which one person at a time holds one slot.
 
 A lease that has expired returns its slot in the transaction of whoever asks next.
 """
 
 import dataclasses
 import datetime as dt
-from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-from sqlalchemy import ColumnElement, Select, exists, select, update
+from sqlalchemy import ColumnElement, Select, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from labeling_app.auth import WORKERS, Account, DeniedError, require
+from labeling_app.auth import WORKERS, Account, Caller, DeniedError, require
 from labeling_app.guidelines import require_read
+from labeling_app.projects import Settings, settings_of
+from labeling_app.qualification import NotQualifiedError, standing_of
 from labeling_app.schema import (
     Draft,
     InstructionVersion,
     Lease,
+    Project,
     Prompt,
-    Response,
     Slot,
     Task,
     TaskResponse,
 )
-from labeling_app.store import Store, check_name, check_text, record_event
+from labeling_app.store import Store, record_event
+from labeling_app.tasks import Kind, answers_of, messages_of, slot_row
 from pipeline.core.errors import UserError
-from pipeline.core.identity import canonical_json, prompt_id, sha256_text
-from pipeline.core.records import Message, Part
+from pipeline.core.identity import sha256_text, unit_interval
+from pipeline.core.records import Message
 
-Kind = Literal["demo", "compare"]
-LEASE = dt.timedelta(minutes=45)
-MAX_OVERLAP = 9
-MIN_ANSWERS, MAX_ANSWERS = 2, 9
+Area = Literal["write", "compare"]
+KINDS_OF: dict[Area, tuple[Kind, ...]] = {"write": ("demo", "question"), "compare": ("compare",)}
 _ENDED_BY_CHOICE = ("submitted", "skipped", "flagged")
-
-
-@dataclasses.dataclass(frozen=True)
-class NewAnswer:
-    model: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class NewTask:
-    """`key` names it for ever. A demo task may show one bad answer that is to be done better."""
-
-    key: str
-    kind: Kind
-    prompt: tuple[Message, ...]
-    source: str
-    answers: tuple[NewAnswer, ...] = ()
-    overlap: int = 1
-    priority: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,101 +53,86 @@ class SavedDraft:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A leased task. `answers` stand in this person's order."""
+    """A leased task. `answers` stand in this person's order; nothing tells gold from work.
+
+    `purpose`: work, or correct and adjudicate, where `draft` begins with the label as it stands.
+    """
 
     token: str
     task_id: int
     kind: Kind
-    source: str
     prompt: tuple[Message, ...]
     answers: tuple[Answer, ...]
     instruction_version: int
     expires: dt.datetime
     draft: SavedDraft | None
+    purpose: str
+    corrects: int | None
+    assisted: bool
 
 
 class LeaseLostError(UserError):
     """The slot is no longer the caller's: expired and taken, submitted, or never theirs."""
 
 
-def add_tasks(store: Store, who: Account, tasks: Sequence[NewTask]) -> int:
-    """Add all of them or none; a key that is there already adds nothing. Returns the number new.
-
-    Raises UserError for a task that cannot be shown, or a known key with other content.
-    """
-    for task in tasks:
-        check_task(task)
-    now = store.clock()
-    with store.write() as session:
-        user = require(session, who, "lead", "engineer")
-        return sum(add_task(session, now, user.name, task)[1] for task in tasks)
-
-
-def check_task(task: NewTask) -> None:
-    """Raises UserError for a task that cannot be shown to a person."""
-    check_name(task.key, "a task's key")
-    if not task.prompt or task.prompt[-1].role != "user":
-        raise UserError(f"task {task.key!r}: the prompt must end with a user's message")
-    for message in task.prompt:
-        if message.role not in ("system", "user", "assistant"):
-            raise UserError(f"task {task.key!r}: unknown role {message.role!r}")
-        check_text(message.text, f"task {task.key!r}: a message of the prompt")
-    for answer in task.answers:
-        check_text(answer.text, f"task {task.key!r}: an answer")
-        check_name(answer.model, f"task {task.key!r}: the model's name")
-    if len(set(task.answers)) < len(task.answers):
-        raise UserError(f"task {task.key!r}: two answers are the same")
-    low, high = (MIN_ANSWERS, MAX_ANSWERS) if task.kind == "compare" else (0, 1)
-    if not low <= len(task.answers) <= high:
-        raise UserError(f"task {task.key!r}: {len(task.answers)} answers; {low} to {high} will do")
-    if not 1 <= task.overlap <= MAX_OVERLAP:
-        raise UserError(f"task {task.key!r}: overlap {task.overlap}; 1 to {MAX_OVERLAP} will do")
-
-
-def add_task(session: Session, at: dt.datetime, actor: str, task: NewTask) -> tuple[int, bool]:
-    """Within a transaction: the task's row id, and whether it is new."""
-    content = sha256_text(canonical_json(messages_json(task.prompt)))
-    old = session.scalars(select(Task).where(Task.key == task.key)).one_or_none()
-    if old is not None:
-        if (old.kind, _content(session, old)) != (task.kind, (content, task.answers)):
-            raise UserError(f"task {task.key!r} exists with other content; give it another key")
-        return old.id, False
-    prompt = _prompt(session, task.prompt, content)
-    row = Task(
-        key=task.key,
-        prompt_id=prompt.id,
-        kind=task.kind,
-        source=task.source,
-        overlap=task.overlap,
-        priority=task.priority,
-        state="open",
-        created_at=at,
-    )
-    session.add(row)
-    session.flush()
-    for position, answer in enumerate(task.answers):
-        response = _response(session, prompt.id, answer)
-        session.add(TaskResponse(task_id=row.id, position=position, response_id=response.id))
-    for slot_no in range(task.overlap):
-        session.add(Slot(task_id=row.id, slot_no=slot_no, filled=False))
-    record_event(session, at, actor, "task-added", f"task:{row.id}", key=task.key)
-    session.flush()
-    return row.id, True
-
-
-def next_task(store: Store, who: Account, kind: Kind, lease: dt.timedelta = LEASE) -> Work | None:
+def next_task(
+    store: Store, who: Account, area: Area, lease: dt.timedelta | None = None
+) -> Work | None:
     """The task the caller holds, or a new one: first where they left a draft, then by priority
     and age; never one that they have answered, skipped or flagged. None: nothing for them now.
 
-    Raises DeniedError for other roles, UnreadError if the newest instructions are not acknowledged.
+    Raises DeniedError for other roles, UnreadError if the newest instructions are not
+    acknowledged, NotQualifiedError once the tries at the qualification set are used up.
     """
-    return _acquire(store, who, (Task.kind == kind) & (Task.state == "open"), lease)
+    kinds = KINDS_OF[area]
+
+    def deed(session: Session) -> Work | None:
+        caller = require(session, who, *WORKERS)
+        store.lock(session, f"person {caller.id}")
+        version = require_read(session, caller.project_id, caller.id)
+        settings = settings_of(session, caller.project_id)
+        lasts = lease or dt.timedelta(minutes=settings.lease_minutes)
+        if held := _held(session, caller, kinds):
+            held.expires = store.clock() + lasts
+            return work_of(session, held)
+        if session.get_one(Project, caller.project_id).paused:
+            return None
+        release_expired(session, store.clock())
+        slot = _choose(session, caller, kinds, settings)
+        if slot is None:
+            return None
+        return work_of(session, _lease(store, session, caller, slot, version, settings, lasts))
+
+    return store.transact(deed)
 
 
-def take_task(store: Store, who: Account, key: str, lease: dt.timedelta = LEASE) -> Work | None:
+def take_task(store: Store, who: Account, key: str) -> Work | None:
     """A slot of one named task, for a simulated account that imports labels: people take what
     the queue gives. None: no slot is free for it."""
-    return _acquire(store, who, Task.key == key, lease, simulated_only=True)
+
+    def deed(session: Session) -> Work | None:
+        caller = require(session, who, *WORKERS)
+        if not caller.simulated:
+            raise DeniedError("only simulated accounts take a task by its key")
+        version = require_read(session, caller.project_id, caller.id)
+        task = session.scalars(
+            select(Task).where(Task.project_id == caller.project_id, Task.key == key)
+        ).one_or_none()
+        if task is None:
+            return None
+        mine = (Lease.task_id == task.id) & (Lease.user_id == caller.id)
+        held = session.scalars(select(Lease).where(mine, Lease.released.is_(None))).one_or_none()
+        if held is not None:
+            return work_of(session, held)
+        release_expired(session, store.clock())
+        slot = session.scalars(_free(caller).where(Slot.task_id == task.id).limit(1)).one_or_none()
+        if slot is None:
+            return None
+        settings = settings_of(session, caller.project_id)
+        lasts = dt.timedelta(minutes=settings.lease_minutes)
+        return work_of(session, _lease(store, session, caller, slot, version, settings, lasts))
+
+    return store.transact(deed)
 
 
 def shown_order(key: str, name: str, num_answers: int) -> list[int]:
@@ -174,154 +140,239 @@ def shown_order(key: str, name: str, num_answers: int) -> list[int]:
     return sorted(range(num_answers), key=lambda place: sha256_text(f"{key}\0{name}\0{place}"))
 
 
-def messages_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(message) for message in messages]
+def shown_order_of(store: Store, who: Account, token: str) -> list[int]:
+    """Positions of the answers in the order in which the caller was shown them."""
+    with store.read() as session:
+        caller = require(session, who, *WORKERS)
+        found = session.scalars(
+            select(Lease.shown_order).where(Lease.token == token, Lease.user_id == caller.id)
+        ).one_or_none()
+    if found is None:
+        raise LeaseLostError("this task was not given to you; take the next one")
+    return found
 
 
-def messages_of(rows: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
-    return tuple(
-        Message(row["role"], tuple(Part(**part) for part in row["content"])) for row in rows
-    )
-
-
-def _acquire(
-    store: Store,
-    who: Account,
-    wanted: ColumnElement[bool],
-    lease: dt.timedelta,
-    simulated_only: bool = False,
-) -> Work | None:
-    now = store.clock()
-    with store.write() as session:
-        user = require(session, who, *WORKERS)
-        if simulated_only and not user.simulated:
-            raise DeniedError("only simulated accounts take a task by its key")
-        version = require_read(session, user.id)
-        held = session.scalars(_held(user.id).where(wanted).limit(1)).one_or_none()
-        if held is not None:
-            held.expires = now + lease
-            return _work(session, held)
-        _release_expired(session, now)
-        slot = _pick(session, _free_slots(user.id).where(wanted).limit(1), user.id)
-        if slot is None:
-            return None
-        task = session.get_one(Task, slot.task_id)
-        positions = select(TaskResponse.position).where(TaskResponse.task_id == task.id)
-        num_answers = len(session.scalars(positions).all())
-        row = Lease(
-            slot_id=slot.id,
-            task_id=task.id,
-            user_id=user.id,
-            version_id=version.id,
-            token=store.token(),
-            shown_order=shown_order(task.key, user.name, num_answers),
-            acquired=now,
-            expires=now + lease,
-        )
-        session.add(row)
-        session.flush()
-        record_event(session, now, user.name, "leased", f"task:{task.id}", slot=slot.slot_no)
-        return _work(session, row)
-
-
-def _pick(session: Session, free: Select[Slot], user_id: int) -> Slot | None:
-    drafted = exists().where(Draft.task_id == Task.id, Draft.user_id == user_id)
-    slot = session.scalars(free.where(drafted)).one_or_none()
-    return slot or session.scalars(free).one_or_none()
-
-
-def _held(user_id: int) -> Select[Lease]:
-    return (
-        select(Lease)
-        .join(Task, Task.id == Lease.task_id)
-        .where(Lease.user_id == user_id, Lease.released.is_(None))
-        .order_by(Lease.id)
-    )
-
-
-def _free_slots(user_id: int) -> Select[Slot]:
-    """Open slots of tasks that this person has not dealt with, the most urgent first."""
-    mine = exists().where(
-        Lease.user_id == user_id,
-        Lease.task_id == Task.id,
-        Lease.outcome.in_(_ENDED_BY_CHOICE) | Lease.released.is_(None),
-    )
-    taken = exists().where(Lease.slot_id == Slot.id, Lease.released.is_(None))
-    return (
-        select(Slot)
-        .join(Task, Task.id == Slot.task_id)
-        .where(Slot.filled.is_(False), ~taken, ~mine)
-        .order_by(Task.priority.desc(), Task.id, Slot.slot_no)
-        .with_for_update(skip_locked=True, of=Slot)  # PostgreSQL; SQLite has one writer anyway
-    )
-
-
-def _release_expired(session: Session, now: dt.datetime) -> None:
-    session.execute(
-        update(Lease)
+def release_expired(session: Session, now: dt.datetime) -> None:
+    """Give back the slots of all leases whose time is over."""
+    expired = session.execute(
+        select(Lease.id, Lease.slot_id)
         .where(Lease.released.is_(None), Lease.expires <= now)
-        .values(released=now, outcome="expired")
-    )
-
-
-def _work(session: Session, lease: Lease) -> Work:
-    task = session.get_one(Task, lease.task_id)
-    texts = session.scalars(
-        select(Response.text)
-        .join(TaskResponse, TaskResponse.response_id == Response.id)
-        .where(TaskResponse.task_id == task.id)
-        .order_by(TaskResponse.position)
+        .limit(1000)
+        .with_for_update(skip_locked=True, key_share=True)
     ).all()
+    if expired:
+        session.execute(
+            update(Lease)
+            .where(Lease.id.in_([row.id for row in expired]), Lease.released.is_(None))
+            .values(released=now, outcome="expired")
+        )
+        free_slots(session, [row.slot_id for row in expired])
+
+
+def free_slots(session: Session, slot_ids: list[int]) -> None:
+    """Put leased slots back: into the queue, or, those made for one person's gold, away."""
+    of_gold = exists().where(Task.id == Slot.task_id, Task.purpose != "work")
+    leased = Slot.id.in_(slot_ids) & (Slot.state == "leased")
+    session.execute(
+        update(Slot).where(leased, of_gold).values(state="void"),
+        execution_options={"synchronize_session": False},
+    )
+    session.execute(
+        update(Slot).where(leased).values(state="free"),
+        execution_options={"synchronize_session": False},
+    )
+    session.expire_all()
+
+
+def work_of(session: Session, lease: Lease) -> Work:
+    """What a person is shown of their lease."""
+    task = session.get_one(Task, lease.task_id)
+    texts = [row.text for row in answers_of(session, task.id)]
     draft = session.get(Draft, (task.id, lease.user_id))
     return Work(
         token=lease.token,
         task_id=task.id,
         kind=cast(Kind, task.kind),
-        source=task.source,
         prompt=messages_of(session.get_one(Prompt, task.prompt_id).messages),
         answers=tuple(Answer(position, texts[position]) for position in lease.shown_order),
         instruction_version=session.get_one(InstructionVersion, lease.version_id).n,
         expires=lease.expires,
         draft=SavedDraft(draft.rev, draft.body, draft.saved_at) if draft else None,
+        purpose=lease.purpose,
+        corrects=lease.corrects,
+        assisted=lease.assisted,
     )
 
 
-def _content(session: Session, task: Task) -> tuple[str, tuple[NewAnswer, ...]]:
-    answers = session.scalars(
-        select(Response)
-        .join(TaskResponse, TaskResponse.response_id == Response.id)
-        .where(TaskResponse.task_id == task.id)
-        .order_by(TaskResponse.position)
+def new_lease(
+    store: Store,
+    session: Session,
+    caller: Caller,
+    slot: Slot,
+    task: Task,
+    version: InstructionVersion,
+    lasts: dt.timedelta,
+    *,
+    assisted: bool,
+    purpose: str = "work",
+    corrects: int | None = None,
+) -> Lease:
+    """Within a transaction: the slot is in the caller's hands. The constraints of the leases say
+    that it was in nobody's."""
+    now = store.clock()
+    num_answers = session.scalar(select(func.count()).where(TaskResponse.task_id == task.id))
+    row = Lease(
+        slot_id=slot.id,
+        task_id=task.id,
+        user_id=caller.id,
+        version_id=version.id,
+        token=store.token(),
+        purpose=purpose,
+        corrects=corrects,
+        assisted=assisted,
+        shown_order=shown_order(task.key, caller.pseudonym, num_answers or 0),
+        acquired=now,
+        expires=now + lasts,
     )
-    prompt = session.get_one(Prompt, task.prompt_id)
-    return prompt.content_sha256, tuple(NewAnswer(row.model, row.text) for row in answers)
-
-
-def _prompt(session: Session, messages: tuple[Message, ...], content_sha256: str) -> Prompt:
-    found = select(Prompt).where(Prompt.content_sha256 == content_sha256)
-    row = session.scalars(found).one_or_none()
-    if row is None:
-        row = Prompt(
-            prompt_id=prompt_id(messages),
-            messages=messages_json(messages),
-            content_sha256=content_sha256,
-        )
-        session.add(row)
-        session.flush()
+    session.add(row)
+    session.flush()
+    record_event(
+        session, now, caller.pseudonym, "leased", f"task:{task.id}", slot=slot.slot_no, why=purpose
+    )
     return row
 
 
-def _response(session: Session, prompt: int, answer: NewAnswer) -> Response:
-    digest = sha256_text(answer.text)
-    row = session.scalars(
-        select(Response).where(
-            Response.prompt_id == prompt,
-            Response.model == answer.model,
-            Response.sha256 == digest,
+def _lease(
+    store: Store,
+    session: Session,
+    caller: Caller,
+    slot: Slot,
+    version: InstructionVersion,
+    settings: Settings,
+    lasts: dt.timedelta,
+) -> Lease:
+    slot.state = "leased"
+    task = session.get_one(Task, slot.task_id)
+    draw = unit_interval(f"{task.project_id}:{task.key}:{caller.pseudonym}", "unassisted")
+    assisted = draw >= settings.unassisted_share and not caller.simulated
+    return new_lease(store, session, caller, slot, task, version, lasts, assisted=assisted)
+
+
+def _held(session: Session, caller: Caller, kinds: tuple[Kind, ...]) -> Lease | None:
+    return session.scalars(
+        select(Lease)
+        .join(Task, Task.id == Lease.task_id)
+        .where(
+            Lease.user_id == caller.id,
+            Lease.released.is_(None),
+            Task.kind.in_(kinds),
+            Task.project_id == caller.project_id,
         )
+        # A correction is what they asked for last.
+        .order_by(Lease.purpose == "work", Lease.id)
+        .limit(1)
+        .with_for_update(of=Lease, key_share=True)
     ).one_or_none()
-    if row is None:
-        row = Response(prompt_id=prompt, model=answer.model, text=answer.text, sha256=digest)
-        session.add(row)
-        session.flush()
-    return row
+
+
+def _choose(
+    session: Session, caller: Caller, kinds: tuple[Kind, ...], settings: Settings
+) -> Slot | None:
+    standing = standing_of(session, caller, settings)
+    if standing.needed:
+        if standing.tries_left < 1:
+            raise NotQualifiedError(
+                "the qualification was not passed this time; your lead can give you another try"
+            )
+        return _known_answer(session, caller, kinds, "qualification")
+    if "compare" in kinds and not caller.simulated and _is_gold_turn(session, caller, settings):
+        gold = _known_answer(session, caller, kinds, "gold")
+        if gold is not None:
+            return gold
+    drafted = exists().where(Draft.task_id == Slot.task_id, Draft.user_id == caller.id)
+    has_drafts = session.scalar(select(exists().where(Draft.user_id == caller.id)))
+    if has_drafts:
+        query = _free(caller).where(drafted, Slot.kind.in_(kinds)).limit(1)
+        if slot := session.scalars(query).one_or_none():
+            return slot
+    return _most_urgent(session, caller, kinds)
+
+
+def _most_urgent(session: Session, caller: Caller, kinds: tuple[Kind, ...]) -> Slot | None:
+    """Of each kind and skill the first in the queue's index; then the first of these."""
+    heads: list[tuple[int, int, ColumnElement[bool]]] = []
+    queues = [(kind, skill) for kind in kinds for skill in ("", *caller.skills)]
+    for kind, skill in queues:
+        queue = (Slot.project_id == caller.project_id) & (Slot.kind == kind) & (Slot.skill == skill)
+        if len(queues) == 1:
+            heads.append((0, 0, queue))
+            break
+        head = session.execute(
+            _free(caller).with_only_columns(Slot.priority, Slot.task_id).where(queue).limit(1)
+        ).one_or_none()
+        if head is not None:
+            heads.append((-head.priority, head.task_id, queue))
+    for *_, queue in sorted(heads, key=lambda head: head[:2]):
+        locked = (
+            _free(caller)
+            .where(queue)
+            .limit(1)
+            .with_for_update(skip_locked=True, of=Slot, key_share=True)
+        )
+        if slot := session.scalars(locked).one_or_none():
+            return slot
+    return None
+
+
+def _free(caller: Caller) -> Select[Slot]:
+    """Free slots of tasks that this person has not dealt with, the most urgent first."""
+    mine = exists().where(
+        Lease.user_id == caller.id,
+        Lease.task_id == Slot.task_id,
+        Lease.outcome.in_(_ENDED_BY_CHOICE) | Lease.released.is_(None),
+    )
+    return (
+        select(Slot)
+        .where(Slot.project_id == caller.project_id, Slot.state == "free", ~mine)
+        .order_by(Slot.priority.desc(), Slot.task_id, Slot.slot_no)
+    )
+
+
+def _is_gold_turn(session: Session, caller: Caller, settings: Settings) -> bool:
+    """Drawn by the person and the number of their leases: no pattern to be learnt."""
+    if not settings.gold_share:
+        return False
+    count = session.scalar(select(func.count()).where(Lease.user_id == caller.id))
+    return unit_interval(f"{caller.pseudonym}:{count}", "gold") < settings.gold_share
+
+
+def _known_answer(
+    session: Session, caller: Caller, kinds: tuple[Kind, ...], purpose: str
+) -> Slot | None:
+    """A slot of its own on a gold or qualification task that this person has not had."""
+    had = exists().where(
+        Lease.user_id == caller.id,
+        Lease.task_id == Task.id,
+        Lease.outcome.in_(_ENDED_BY_CHOICE) | Lease.released.is_(None),
+    )
+    candidates = session.scalars(
+        select(Task)
+        .where(
+            Task.project_id == caller.project_id,
+            Task.purpose == purpose,
+            Task.state == "open",
+            Task.kind.in_(kinds),
+            Task.skill.in_(("", *caller.skills)),
+            ~had,
+        )
+        .order_by(Task.id)
+        .limit(200)
+    ).all()
+    if not candidates:
+        return None
+    task = min(candidates, key=lambda each: sha256_text(f"{caller.pseudonym}\0{each.key}"))
+    number = session.scalar(select(func.count()).where(Slot.task_id == task.id)) or 0
+    slot = Slot(**slot_row(task, number, "leased"))
+    session.add(slot)
+    session.flush()
+    return slot

@@ -4,9 +4,10 @@ import dataclasses
 
 from sqlalchemy import func, select
 
-from labeling_app.assignment import messages_of
+from labeling_app.auth import project_id
 from labeling_app.schema import Prompt, Slot, Task
 from labeling_app.store import Store
+from labeling_app.tasks import messages_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,18 +22,19 @@ class OpenTask:
     prompt: str
 
 
-def open_tasks(store: Store) -> list[OpenTask]:
-    """Tasks with an unfilled slot, the most urgent first."""
+def open_tasks(store: Store, project: str = "default") -> list[OpenTask]:
+    """A project's tasks with an unfilled slot, the most urgent first."""
     open_slots = func.count(Slot.id)
     query = (
         select(Task, Prompt, open_slots)
         .join(Prompt, Prompt.id == Task.prompt_id)
         .join(Slot, Slot.task_id == Task.id)
-        .where(Slot.filled.is_(False))
+        .where(Slot.state.in_(("free", "leased", "vendor")), Task.purpose == "work")
         .group_by(Task.id, Prompt.id)
         .order_by(Task.priority.desc(), Task.id)
     )
     with store.read() as session:
+        query = query.where(Task.project_id == project_id(session, project))
         return [
             OpenTask(
                 task.id,

@@ -14,7 +14,6 @@ from labeling_app.store import MAX_TEXT_BYTES
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
-ENDPOINT_VARIABLE = "FLYWHEEL_ENDPOINT"
 CONNECT_TIMEOUT_S = 3.0
 SILENCE_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 300.0
@@ -35,6 +34,7 @@ class ChatClient:
         endpoint: str,
         transport: httpx.BaseTransport | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        api_key: str = "",
     ) -> None:
         try:
             url = httpx.URL(endpoint.rstrip("/").removesuffix("/v1"))
@@ -50,22 +50,41 @@ class ChatClient:
             base_url=url,
             transport=transport,
             timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             trust_env=url.host not in _LOOPBACK,  # no proxy stands before one's own machine
         )
 
     def models(self) -> list[str]:
         """The names of the models served now, one at least. Raises EndpointError."""
+        return list(self.cards())
+
+    def cards(self) -> dict[str, tuple[str, ...]]:
+        """The models served now, one at least, each with what its card says that it can do for
+        labelers; most endpoints' cards say nothing. Raises EndpointError."""
         try:
             response = self._http.get("/v1/models", timeout=CONNECT_TIMEOUT_S)
             response.raise_for_status()
-            names = [str(model["id"]) for model in response.json()["data"]]
+            cards = {str(card["id"]): _abilities(card) for card in response.json()["data"]}
         except httpx.HTTPError as error:
             raise self._explained(error) from None
         except (ValueError, KeyError, TypeError):
             raise self._stranger() from None
-        if not names:
+        if not cards:
             raise EndpointError(f"{self.url} serves no model; deploy one first")
-        return names
+        return cards
+
+    def answer(
+        self, model: str, messages: Sequence[Message], timeout_s: float, max_chars: int
+    ) -> str:
+        """The whole answer, within a time and a length. Raises EndpointError."""
+        text, deadline = "", self._monotonic() + timeout_s
+        for piece in self.stream(model, messages):
+            text += piece
+            if len(text) > max_chars:
+                raise EndpointError(f"{model} wrote more than {max_chars:,} characters")
+            if self._monotonic() > deadline:
+                raise EndpointError(f"{model} took longer than {timeout_s:.0f} s")
+        return text
 
     def stream(self, model: str, messages: Sequence[Message]) -> Iterator[str]:
         """The pieces of the answer as they come. Raises EndpointError, also in the middle."""
@@ -117,6 +136,11 @@ class ChatClient:
             f"{self.url} answers, but not as an OpenAI-compatible server{with_status}; check the"
             " address, or start the server with `flywheel serve`"
         )
+
+
+def _abilities(card: Any) -> tuple[str, ...]:
+    said = card.get("abilities", [])
+    return tuple(str(each) for each in said) if isinstance(said, list) else ()
 
 
 def _refusal(response: httpx.Response) -> str | None:

@@ -1,19 +1,24 @@
-"""Labels as Parquet, for finetuning: conversations and K-wise comparisons, labelers as pseudonyms.
+"""Labels out of the store: conversations and K-wise comparisons, labelers as pseudonyms.
 
-The same labels in the same store give the same bytes. The K-wise record is the truth; pairs are
-derived from it by whoever trains.
+Streamed in the order of their digests, so the same labels in the same store give the same bytes at
+any size. The K-wise record is the truth; pairs are derived from it.
 """
 
 import dataclasses
-import hmac
+import datetime as dt
+import hashlib
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import xxhash
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from labeling_app.assignment import messages_of
+from labeling_app.auth import project_id
 from labeling_app.schema import (
     Demonstration,
     InstructionVersion,
@@ -21,35 +26,70 @@ from labeling_app.schema import (
     RankedItem,
     RankedSet,
     Response,
+    Review,
     Task,
     TaskResponse,
     User,
 )
-from labeling_app.store import LabelsConfig, Store, pseudonym_key
+from labeling_app.store import LabelsConfig, Store
+from labeling_app.tasks import messages_of
 from pipeline.core import storage
 from pipeline.core.config import RunConfig
-from pipeline.core.identity import canonical_json, sha256_text
+from pipeline.core.errors import UserError
+from pipeline.core.identity import canonical_json
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
-from pipeline.core.records import Comparison, Conversation, RankedResponse, to_table, write_table
+from pipeline.core.records import (
+    Comparison,
+    Conversation,
+    RankedResponse,
+    schema_of,
+    to_table,
+)
 
-VERSION = 1
+VERSION = 2
 CONVERSATIONS = "conversations.parquet"
 COMPARISONS = "comparisons.parquet"
+_BATCH = 500
+_EVER = dt.datetime(1, 1, 1, tzinfo=dt.UTC)
+
+R = TypeVar("R", Conversation, Comparison)
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """Which labels; None and empty: all. Times are of the submission, `until` is not included.
+
+    What a reviewer returned and nobody corrected, and what people made of gold and qualification
+    tasks, is never exported.
+    """
+
+    since: dt.datetime | None = None
+    until: dt.datetime | None = None
+    instruction_versions: tuple[int, ...] = ()
+    labelers: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    vendors: tuple[str, ...] = ()
+    simulated: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """What of it is set."""
+        values = dataclasses.asdict(self)
+        for key in ("since", "until"):
+            if values[key]:
+                values[key] = values[key].isoformat()
+        default = dataclasses.asdict(Filters())
+        return {key: value for key, value in values.items() if value != default[key]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """All labels of one moment, each list sorted by its id."""
+    """All labels of one moment, in the order of the export."""
 
     conversations: tuple[Conversation, ...]
     comparisons: tuple[Comparison, ...]
 
     def snapshot_hash(self) -> str:
-        """What these labels are called: sha256 over every field of every record."""
-        rows = [dataclasses.asdict(label) for label in (*self.conversations, *self.comparisons)]
-        for row in rows:
-            row["created_at"] = row["created_at"].isoformat()
-        return sha256_text(canonical_json(rows))
+        return _hash_of((*self.conversations, *self.comparisons)).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,21 +101,32 @@ class ExportReport:
     comparisons_url: str
 
 
-def export_labels(store: Store, folder_url: str) -> ExportReport:
+def export_labels(
+    store: Store, folder_url: str, project: str = "default", filters: Filters | None = None
+) -> ExportReport:
     """Write conversations.parquet and comparisons.parquet into a folder, each whole or not."""
-    return _write(read_labels(store), folder_url)
+    with store.read() as session:
+        number, chosen = project_id(session, project), filters or Filters()
+        urls = [storage.join(folder_url, name) for name in (CONVERSATIONS, COMPARISONS)]
+        digest = hashlib.sha256()
+        counts = [
+            _write(iter_conversations(session, number, chosen), Conversation, urls[0], digest),
+            _write(iter_comparisons(session, number, chosen), Comparison, urls[1], digest),
+        ]
+    return ExportReport(digest.hexdigest(), counts[0], counts[1], urls[0], urls[1])
 
 
 def run_labels(config: LabelsConfig, store: Store, run: RunConfig) -> Manifest:
     """The export as a stage: {root}/labels/{key}/ with a manifest; the key follows the labels."""
-    labels = read_labels(store)
-    parents = {"labels": labels.snapshot_hash()}
-    output = StageOutput.of(run.root, "labels", VERSION, config.identity(), parents)
+    snapshot = label_snapshot_hash(store, config.project)
+    output = StageOutput.of(run.root, "labels", VERSION, config.identity(), {"labels": snapshot})
     if done := output.finished():
         return done
     started = time.time()
     with output.lock():
-        report = _write(labels, output.url)
+        report = export_labels(store, output.url, config.project)
+        if report.snapshot != snapshot:
+            raise UserError("labels came in while they were exported; run it again")
         total = report.num_conversations + report.num_comparisons
         return output.commit(
             [
@@ -92,46 +143,33 @@ def run_labels(config: LabelsConfig, store: Store, run: RunConfig) -> Manifest:
         )
 
 
-def label_snapshot_hash(store: Store) -> str:
-    """Changes exactly when the export would."""
-    return read_labels(store).snapshot_hash()
-
-
-def read_labels(store: Store) -> Labels:
-    """Every submitted label, in one consistent view."""
+def label_snapshot_hash(store: Store, project: str = "default") -> str:
+    """Changes exactly when the export would: sha256 over every field of every record."""
     with store.read() as session:
-        people = _pseudonyms(session)
-        versions = dict(session.execute(select(InstructionVersion.id, InstructionVersion.n)).all())
-        conversations = _conversations(session, people, versions)
-        comparisons = _comparisons(session, people, versions)
-    return Labels(
-        tuple(sorted(conversations, key=lambda label: label.conversation_id)),
-        tuple(sorted(comparisons, key=lambda label: label.comparison_id)),
-    )
+        number = project_id(session, project)
+        records = itertools.chain[Conversation | Comparison](
+            iter_conversations(session, number), iter_comparisons(session, number)
+        )
+        return _hash_of(records).hexdigest()
 
 
-def pseudonym(key: bytes, name: str, simulated: bool) -> str:
-    """The same for one person in all exports of a store; only the store's key leads back."""
-    digest = hmac.new(key, name.encode(), "sha256").hexdigest()[:16]
-    return f"{'simulated' if simulated else 'person'}-{digest}"
+def read_labels(store: Store, project: str = "default") -> Labels:
+    """Every submitted label, in one consistent view, in memory."""
+    with store.read() as session:
+        number = project_id(session, project)
+        return Labels(
+            tuple(iter_conversations(session, number)), tuple(iter_comparisons(session, number))
+        )
 
 
-def _pseudonyms(session: Session) -> dict[int, str]:
-    key = pseudonym_key(session)
-    users = session.scalars(select(User))
-    return {user.id: pseudonym(key, user.name, user.simulated) for user in users}
-
-
-def _conversations(
-    session: Session, people: Mapping[int, str], versions: Mapping[int, int]
-) -> list[Conversation]:
-    rows = session.execute(
-        select(Demonstration, Task.source, Prompt.prompt_id)
-        .join(Task, Task.id == Demonstration.task_id)
-        .join(Prompt, Prompt.id == Task.prompt_id)
-    )
-    return [
-        Conversation(
+def iter_conversations(
+    session: Session, project: int, filters: Filters | None = None
+) -> Iterator[Conversation]:
+    people, versions = _pseudonyms(session), _versions(session, project)
+    query = _chosen(Demonstration, project, filters or Filters(), Task.source, Prompt.prompt_id)
+    rows: Iterable[Any] = session.execute(query.execution_options(yield_per=_BATCH))
+    for row, source, prompt_id in rows:
+        yield Conversation(
             conversation_id=_id("demonstration", row.idem_key),
             prompt_id=prompt_id,
             messages=messages_of(row.messages),
@@ -140,41 +178,110 @@ def _conversations(
             labeler=people[row.user_id],
             instruction_version=versions[row.version_id],
             created_at=row.created_at,
+            assisted=row.assisted,
+            edit_chars=row.edit_chars,
+            pasted_chars=row.pasted_chars,
+            active_ms=row.active_ms,
+            vendor=row.vendor,
         )
-        for row, source, prompt_id in rows
-    ]
 
 
-def _comparisons(
-    session: Session, people: Mapping[int, str], versions: Mapping[int, int]
-) -> list[Comparison]:
-    rows = session.execute(
-        select(RankedSet, Prompt)
-        .join(Task, Task.id == RankedSet.task_id)
+def iter_comparisons(
+    session: Session, project: int, filters: Filters | None = None
+) -> Iterator[Comparison]:
+    people, versions = _pseudonyms(session), _versions(session, project)
+    query = _chosen(RankedSet, project, filters or Filters(), Task.source, Prompt)
+    rows: Iterable[Any] = session.execute(query.execution_options(yield_per=_BATCH))
+    for batch in _batches(rows, _BATCH):
+        responses = _responses(session, [row.id for row, *_ in batch])
+        for row, source, prompt in batch:
+            yield Comparison(
+                comparison_id=_id("comparison", row.idem_key),
+                prompt_id=prompt.prompt_id,
+                prompt=messages_of(prompt.messages),
+                responses=responses[row.id],
+                shown_order=tuple(row.shown_order),
+                not_rankable=bool(row.not_rankable),
+                confidence=row.confidence,
+                labeler=people[row.user_id],
+                instruction_version=versions[row.version_id],
+                created_at=row.created_at,
+                source=source,
+                degree=row.degree,
+                comment=row.comment,
+                not_rankable_reason=row.not_rankable,
+                assisted=row.assisted,
+                active_ms=row.active_ms,
+                vendor=row.vendor,
+            )
+
+
+def _chosen(
+    model: type[Demonstration] | type[RankedSet],
+    project: int,
+    filters: Filters,
+    *more: Any,
+) -> Any:
+    """Labels that stand: no newer one in their place, not returned, of no known answer."""
+    kind = "compare" if model is RankedSet else "demo"
+    newer = model.__table__.alias()
+    query = (
+        select(model, *more)
+        .join(Task, Task.id == model.task_id)
         .join(Prompt, Prompt.id == Task.prompt_id)
-    ).all()
-    responses = _responses(session)
-    return [
-        Comparison(
-            comparison_id=_id("comparison", row.idem_key),
-            prompt_id=prompt.prompt_id,
-            prompt=messages_of(prompt.messages),
-            responses=responses[row.id],
-            shown_order=tuple(row.shown_order),
-            not_rankable=False,
-            confidence=row.confidence,
-            labeler=people[row.user_id],
-            instruction_version=versions[row.version_id],
-            created_at=row.created_at,
+        .where(
+            Task.project_id == project,
+            Task.purpose == "work",
+            ~exists().where(newer.c.supersedes_id == model.id),
+            ~exists().where(
+                Review.target_kind == kind,
+                Review.target_id == model.id,
+                Review.verdict == "returned",
+            ),
         )
-        for row, prompt in rows
+    )
+    versions = select(InstructionVersion.id).where(
+        InstructionVersion.project_id == project,
+        InstructionVersion.n.in_(filters.instruction_versions),
+    )
+    labelers = select(User.id).where(User.pseudonym.in_(filters.labelers))
+    simulated = select(User.id).where(User.simulated)
+    conditions = [
+        (filters.since is not None, model.created_at >= (filters.since or _EVER)),
+        (filters.until is not None, model.created_at < (filters.until or _EVER)),
+        (bool(filters.sources), Task.source.in_(filters.sources)),
+        (bool(filters.vendors), model.vendor.in_(filters.vendors)),
+        (bool(filters.instruction_versions), model.version_id.in_(versions)),
+        (bool(filters.labelers), model.user_id.in_(labelers)),
+        (not filters.simulated, model.user_id.not_in(simulated)),
     ]
+    for wanted, condition in conditions:
+        if wanted:
+            query = query.where(condition)
+    # Digests: the same order in every store and database, and none that is anybody's.
+    return query.order_by(model.content_sha256, model.idem_key)
 
 
-def _responses(session: Session) -> dict[int, tuple[RankedResponse, ...]]:
-    """The ranked answers of every comparison, in the task's frozen order."""
+def _pseudonyms(session: Session) -> dict[int, str]:
+    return dict(session.execute(select(User.id, User.pseudonym)).all())
+
+
+def _versions(session: Session, project: int) -> Mapping[int, int]:
+    return dict(
+        session.execute(
+            select(InstructionVersion.id, InstructionVersion.n).where(
+                InstructionVersion.project_id == project
+            )
+        ).all()
+    )
+
+
+def _responses(
+    session: Session, comparison_ids: Sequence[int]
+) -> dict[int, tuple[RankedResponse, ...]]:
+    """The ranked answers of each comparison, in the task's frozen order."""
     rows = session.execute(
-        select(RankedItem.comparison_id, RankedItem.rank, Response, Prompt.content_sha256)
+        select(RankedItem, Response, Prompt.content_sha256)
         .join(RankedSet, RankedSet.id == RankedItem.comparison_id)
         .join(
             TaskResponse,
@@ -183,30 +290,63 @@ def _responses(session: Session) -> dict[int, tuple[RankedResponse, ...]]:
         )
         .join(Response, Response.id == TaskResponse.response_id)
         .join(Prompt, Prompt.id == Response.prompt_id)
+        .where(RankedItem.comparison_id.in_(comparison_ids))
         .order_by(RankedItem.comparison_id, RankedItem.position)
     )
     found: dict[int, list[RankedResponse]] = {}
-    for comparison_id, rank, response, prompt_sha256 in rows:
-        identity = _id(prompt_sha256, response.model, response.sha256)
-        found.setdefault(comparison_id, []).append(
-            RankedResponse(identity, response.model, response.text, rank)
+    for item, response, prompt_sha256 in rows:
+        found.setdefault(item.comparison_id, []).append(
+            RankedResponse(
+                response_id(prompt_sha256, response.model, response.sha256),
+                response.model,
+                response.text,
+                item.rank,
+                item.likert,
+                tuple(item.flags),
+            )
         )
     return {comparison_id: tuple(items) for comparison_id, items in found.items()}
+
+
+def response_id(prompt_sha256: str, model: str, text_sha256: str) -> str:
+    """One id for one model's one answer to one prompt, in all exports, 32 hex digits."""
+    return _id(prompt_sha256, model, text_sha256)
 
 
 def _id(*parts: str) -> str:
     return xxhash.xxh3_128_hexdigest("\0".join(parts).encode())
 
 
-def _write(labels: Labels, folder_url: str) -> ExportReport:
-    conversations_url = storage.join(folder_url, CONVERSATIONS)
-    comparisons_url = storage.join(folder_url, COMPARISONS)
-    write_table(to_table(labels.conversations, Conversation), conversations_url)
-    write_table(to_table(labels.comparisons, Comparison), comparisons_url)
-    return ExportReport(
-        labels.snapshot_hash(),
-        len(labels.conversations),
-        len(labels.comparisons),
-        conversations_url,
-        comparisons_url,
-    )
+def _write(records: Iterator[R], kind: type[R], url: str, digest: Any) -> int:
+    """Stream the records into one Parquet file; their hash goes into `digest`."""
+    num = 0
+    with (
+        storage.atomic_file(url) as path,
+        pq.ParquetWriter(path, schema_of(kind), compression="zstd", version="2.6") as writer,
+    ):
+        for batch in _batches(records, _BATCH):
+            for record in batch:
+                _update(digest, record)
+            table: pa.Table = to_table(batch, kind)
+            writer.write_table(table)
+            num += len(batch)
+    return num
+
+
+def _hash_of(records: Iterable[Conversation | Comparison]) -> Any:
+    digest = hashlib.sha256()
+    for record in records:
+        _update(digest, record)
+    return digest
+
+
+def _update(digest: Any, record: Conversation | Comparison) -> None:
+    row = dataclasses.asdict(record)
+    row["created_at"] = row["created_at"].isoformat()
+    digest.update(canonical_json(row).encode() + b"\n")
+
+
+def _batches(rows: Iterable[Any], size: int) -> Generator[list[Any]]:
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

@@ -2,10 +2,12 @@
 
 import dataclasses
 
-from labeling_app.assignment import NewAnswer, NewTask, add_task, check_task, messages_json
-from labeling_app.auth import ROLES, Account, require
+from sqlalchemy.orm import Session
+
+from labeling_app.auth import ROLES, Account, project_id, require
 from labeling_app.schema import FeedbackRow
 from labeling_app.store import Store, check_name, check_text, record_event
+from labeling_app.tasks import NewAnswer, NewTask, add_task, check_task, messages_json
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json, sha256_text
 from pipeline.core.records import Feedback
@@ -23,7 +25,7 @@ class FeedbackReceipt:
 
 
 def record_feedback(
-    store: Store, feedback: Feedback, who: Account | None = None
+    store: Store, feedback: Feedback, who: Account | None = None, project: str = "default"
 ) -> FeedbackReceipt:
     """Store a click once by its `feedback_id`; the first one stands.
 
@@ -35,8 +37,11 @@ def record_feedback(
     task = _task(feedback)
     check_task(task)
     now = store.clock()
-    with store.write() as session:
-        actor = require(session, who, *ROLES).name if who else SOURCE
+
+    def deed(session: Session) -> FeedbackReceipt:
+        caller = require(session, who, *ROLES) if who else None
+        actor = caller.pseudonym if caller else SOURCE
+        number = caller.project_id if caller else project_id(session, project)
         old = session.get(FeedbackRow, feedback.feedback_id)
         if old is not None and old.prompt_id != feedback.prompt_id:
             raise UserError(
@@ -45,10 +50,11 @@ def record_feedback(
             )
         if old is not None:
             return FeedbackReceipt(repeated=True, task_id=old.task_id)
-        task_id = add_task(session, now, actor, task)[0] if feedback.rating < 0 else None
+        task_id = add_task(session, now, actor, number, task)[0] if feedback.rating < 0 else None
         session.add(
             FeedbackRow(
                 feedback_id=feedback.feedback_id,
+                project_id=number,
                 prompt_id=feedback.prompt_id,
                 messages=messages_json(feedback.messages),
                 model_id=feedback.model_id,
@@ -59,8 +65,11 @@ def record_feedback(
             )
         )
         target = f"feedback:{feedback.feedback_id}"[:200]
+        session.flush()
         record_event(session, now, actor, "rated", target, rating=feedback.rating)
         return FeedbackReceipt(repeated=False, task_id=task_id)
+
+    return store.transact(deed)
 
 
 def _check(feedback: Feedback) -> None:

@@ -13,24 +13,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from labeling_app import auth, guidelines
-from labeling_app.assignment import (
-    MAX_OVERLAP,
-    NewAnswer,
-    NewTask,
-    add_tasks,
-    check_task,
-    take_task,
-)
+from labeling_app.assignment import take_task
 from labeling_app.auth import Account
 from labeling_app.ranking import check_ranks
 from labeling_app.store import MAX_TEXT_BYTES, Store, check_text
 from labeling_app.submissions import (
-    comparison_digest,
+    Verdict,
     demonstration_digest,
     recorded,
     submit_comparison,
     submit_demonstration,
 )
+from labeling_app.tasks import MAX_OVERLAP, NewAnswer, NewTask, add_tasks, check_task
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json, sha256_text
 from pipeline.core.records import Message
@@ -93,10 +87,10 @@ class _Ranked:
 
     @property
     def digest(self) -> str:
-        return comparison_digest([answer.text for answer in self.task.answers], self.ranks, None)
+        return Verdict(self.ranks).digest([answer.text for answer in self.task.answers])
 
     def submit(self, store: Store, who: Account, token: str, idem_key: str) -> None:
-        submit_comparison(store, who, token, self.ranks, None, idem_key)
+        submit_comparison(store, who, token, Verdict(self.ranks), idem_key)
 
 
 _Label = _Written | _Ranked
@@ -108,7 +102,9 @@ class _Line:
     labels: tuple[_Label, ...]
 
 
-def import_labels(store: Store, files: Sequence[str | Path], overlap: int = 2) -> ImportReport:
+def import_labels(
+    store: Store, files: Sequence[str | Path], overlap: int = 2, project: str = "default"
+) -> ImportReport:
     """Bring in JSONL files of labels; each comparison asks for `overlap` rankings or as many as
     the file holds, whichever is more.
 
@@ -116,16 +112,18 @@ def import_labels(store: Store, files: Sequence[str | Path], overlap: int = 2) -
     a line that cannot be used, and then nothing of that file is stored.
     """
     parsed = [(Path(file), _read(Path(file), overlap)) for file in files]
-    guidelines.publish_default(store)
-    return ImportReport(tuple(_store(store, path, lines) for path, lines in parsed))
+    guidelines.publish_default(store, project=project)
+    return ImportReport(tuple(_store(store, project, path, lines) for path, lines in parsed))
 
 
-def _store(store: Store, path: Path, lines: Sequence[_Line]) -> FileReport:
+def _store(store: Store, project: str, path: Path, lines: Sequence[_Line]) -> FileReport:
     there = _already_there(store, lines)
     labels = [label for line in lines for label in line.labels]
     tasks = {label.task.key: label.task for label in labels}
-    add_tasks(store, _importer(store), list(tasks.values()))
-    people = {name: _labeler(store, name) for name in sorted({label.labeler for label in labels})}
+    add_tasks(store, _importer(store, project), list(tasks.values()))
+    people = {
+        name: _labeler(store, project, name) for name in sorted({label.labeler for label in labels})
+    }
     new: list[_Label] = []
     for label in labels:
         if _idem_key(label) in there:
@@ -162,14 +160,14 @@ def _idem_key(label: _Label) -> str:
     return f"{label.labeler}:{label.task.key}"
 
 
-def _importer(store: Store) -> Account:
-    auth.create_simulated(store, IMPORTER, "engineer")
-    return auth.act_as(store, IMPORTER)
+def _importer(store: Store, project: str) -> Account:
+    auth.create_simulated(store, IMPORTER, "engineer", project)
+    return auth.act_as(store, IMPORTER, project)
 
 
-def _labeler(store: Store, name: str) -> Account:
-    auth.create_simulated(store, name, "labeler")
-    who = auth.act_as(store, name)
+def _labeler(store: Store, project: str, name: str) -> Account:
+    auth.create_simulated(store, name, "labeler", project)
+    who = auth.act_as(store, name, project)
     guidelines.acknowledge(store, who, guidelines.newest(store, who).n)
     return who
 

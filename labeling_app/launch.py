@@ -6,38 +6,31 @@ import subprocess
 import sys
 from pathlib import Path
 
-from labeling_app.chat import ENDPOINT_VARIABLE
-from labeling_app.guidelines import publish_default
-from labeling_app.store import STORE_VARIABLE, database_url, open_store
+from labeling_app.app_settings import VARIABLE, AppSettings
+from labeling_app.store import open_store
 from pipeline.core.errors import UserError
 
-_LOOPBACK = ("127.0.0.1", "localhost")
+# Read by labeling_app/app.py, which alone may import streamlit.
+HOST_VARIABLE, PORT_VARIABLE = "FLYWHEEL_APP_HOST", "FLYWHEEL_APP_PORT"
 _STOP_TIMEOUT_S = 10.0
 
 
-def start_app(
-    store_url: str, endpoint: str, port: int, host: str = "127.0.0.1"
-) -> subprocess.Popen[bytes]:
+def start_app(settings: AppSettings, port: int, host: str = "127.0.0.1") -> subprocess.Popen[bytes]:
     """Serve the app; the caller waits for it and ends it with `stop_app`.
 
     Raises UserError if the store cannot be opened or the port is in use.
     """
-    store = open_store(store_url)
-    publish_default(store)
-    store.close()
+    open_store(settings.store).close()
     _check_port(host, port)
-    package = Path(__file__).resolve().parent
-    python_path = os.pathsep.join([str(package.parent), *filter(None, [_python_path()])])
+    root = str(Path(__file__).resolve().parents[1])
     environment = {
         **os.environ,
-        STORE_VARIABLE: database_url(store_url),
-        ENDPOINT_VARIABLE: endpoint,
-        "PYTHONPATH": python_path,
+        VARIABLE: settings.model_dump_json(),
+        HOST_VARIABLE: host,
+        PORT_VARIABLE: str(port),
+        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH", "")])]),
     }
-    command = [sys.executable, "-m", "streamlit", "run", str(package / "app.py")]
-    command += [f"--{name}={value}" for name, value in _flags(host, port).items()]
-    if host in _LOOPBACK:  # another host name that leads here is an attack (DNS rebinding)
-        command += [f"--server.allowedHosts={name}" for name in _LOOPBACK]
+    command = [sys.executable, "-m", "labeling_app.app"]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
 
 
@@ -49,28 +42,6 @@ def stop_app(app: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         app.kill()
         app.wait()
-
-
-def _python_path() -> str:
-    return os.environ.get("PYTHONPATH", "")
-
-
-def _flags(host: str, port: int) -> dict[str, str]:
-    return {
-        "server.address": host,
-        "server.port": str(port),
-        "server.headless": "true",
-        "server.fileWatcherType": "none",
-        "server.maxUploadSize": "1",
-        "browser.gatherUsageStats": "false",
-        "client.toolbarMode": "minimal",
-        "client.showErrorDetails": "none",
-        "client.showSidebarNavigation": "false",
-        "theme.light.primaryColor": "#2f6f8f",
-        "theme.dark.primaryColor": "#33789a",
-        "theme.baseRadius": "6px",
-        "logger.level": "warning",
-    }
 
 
 def _check_port(host: str, port: int) -> None:

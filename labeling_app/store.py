@@ -12,13 +12,33 @@ import sqlite3
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy import (
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    func,
+    insert,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from labeling_app.schema import SCHEMA_VERSION, Base, EventRow, SchemaVersion, Secret
+from labeling_app import upgrades
+from labeling_app.app_settings import AppSettings, Assistant, Oidc
+from labeling_app.schema import EventRow, Secret
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
@@ -27,8 +47,14 @@ STORE_VARIABLE = "FLYWHEEL_LABELS"
 MAX_TEXT_BYTES = 1 << 20
 MAX_NAME = 200
 _BUSY_TIMEOUT_S = 30.0
-_PSEUDONYM_KEY = "pseudonym-key"
+_CONNECT_ARGS: dict[str, dict[str, Any]] = {
+    # A write that waits for a lock gives up before a person does.
+    "postgresql": {"connect_timeout": 5, "options": "-c lock_timeout=10s -c timezone=UTC"}
+}
+_MAX_ATTEMPTS = 5
+PSEUDONYM_KEY, PAGE_KEY = "pseudonym-key", "page-key"
 
+T = TypeVar("T")
 Clock = Callable[[], dt.datetime]
 RandomBytes = Callable[[int], bytes]
 
@@ -37,10 +63,40 @@ class LabelsConfig(Section):
     """[labels]: where the labels lie, and how often each comparison is asked for."""
 
     store: str = operational("", description="database URL or file; empty: {root}/labels.sqlite")
+    project: str = operational("default", description="the project that commands are about")
+    instructions: str = operational(
+        "", description="Markdown file published in a project without any; empty: the shipped one"
+    )
     port: int = operational(8501, ge=1, le=65535, description="port of the labeling app")
+    host: str = operational("127.0.0.1", description="address that the app binds")
     overlap: int = operational(
         2, ge=1, le=9, description="rankings asked for of each imported comparison"
     )
+    assistants: tuple[Assistant, ...] = operational(
+        (), description="models that help: endpoint, model, abilities (draft, critique, rank-check)"
+    )
+    oidc: Oidc | None = operational(
+        None, description="sign-in service: metadata_url, client_id, address of this app"
+    )
+    hosts: tuple[str, ...] = operational(
+        (), description="names by which browsers reach the app; none: of this machine alone"
+    )
+    secure_cookies: bool = operational(False, description="the app is reached by https alone")
+    trusted_proxies: tuple[str, ...] = operational(
+        (), description="addresses of proxies whose X-Forwarded-For is believed"
+    )
+
+    def app_settings(self, run: RunConfig, endpoint: str) -> AppSettings:
+        """What the app's process is told."""
+        return AppSettings(
+            store=database_url(self.store_url(run)),
+            endpoint=endpoint,
+            assistants=self.assistants,
+            oidc=self.oidc,
+            hosts=self.hosts,
+            secure_cookies=self.secure_cookies,
+            trusted_proxies=self.trusted_proxies,
+        )
 
     def store_url(self, run: RunConfig) -> str:
         """Where the labels lie. Raises UserError if that is nowhere near a file of this machine
@@ -61,97 +117,177 @@ def utc_now() -> dt.datetime:
 
 def database_url(place: str) -> str:
     """A database URL as it is; a path becomes SQLite's URL for it."""
+    if place.startswith(("postgresql://", "postgres://")):
+        return f"postgresql+psycopg://{place.split('://', 1)[1]}"
     if "://" in place:
         return place
     return f"sqlite:///{Path(place).absolute()}"
 
 
+class StoreAwayError(UserError):
+    """The database does not answer now. Nothing of the transaction happened; try again."""
+
+
 class Store:
     """One labeling database. Services take it first; safe to share between threads.
 
-    `clock` gives the times of all rows; `random_bytes` makes tokens, passwords and the key of the
-    pseudonyms.
+    `clock` gives the times of all rows; `random_bytes` makes tokens, passwords and the keys of
+    pseudonyms and pages.
     """
 
     def __init__(
-        self, place: str, clock: Clock = utc_now, random_bytes: RandomBytes = secrets.token_bytes
+        self,
+        place: str,
+        clock: Clock = utc_now,
+        random_bytes: RandomBytes = secrets.token_bytes,
+        upgrade: bool = False,
     ) -> None:
         self.url = database_url(place)
         self.clock = clock
         self.random_bytes = random_bytes
         self._engine = _engine(self.url)
         self._writer = self._engine.execution_options(flywheel_write=True)
+        self._reader = (
+            self._engine
+            if self._engine.dialect.name == "sqlite"
+            else self._engine.execution_options(isolation_level="REPEATABLE READ")
+        )
+        self.is_sqlite = self._engine.dialect.name == "sqlite"
+        self._keys: dict[str, bytes] = {}
         try:
-            self._prepare()
+            self._prepare(upgrade)
         except (DatabaseError, sqlite3.DatabaseError) as error:
             self.close()
-            reason = getattr(error, "orig", error)
-            raise UserError(f"cannot open the labeling store {place!r}: {reason}") from error
+            reason = str(getattr(error, "orig", error)).strip()
+            raise UserError(f"cannot open the labeling store {self}: {reason}") from error
+        except UserError:
+            self.close()
+            raise
+
+    def __str__(self) -> str:
+        """Where it is, without its password."""
+        return self._engine.url.render_as_string()
 
     def token(self) -> str:
         return self.random_bytes(16).hex()
 
+    def key(self, name: str) -> bytes:
+        """A secret key of this store, made with it: PSEUDONYM_KEY or PAGE_KEY."""
+        if name not in self._keys:
+            with self.read() as session:
+                found = session.scalars(select(Secret.value).where(Secret.name == name)).one()
+            self._keys[name] = bytes(found)
+        return self._keys[name]
+
     @contextlib.contextmanager
     def read(self) -> Generator[Session]:
         """One consistent view of the store; nothing written in it is kept."""
-        with Session(self._engine) as session:
+        with self._available(), Session(self._reader) as session:
             yield session
 
     @contextlib.contextmanager
     def write(self) -> Generator[Session]:
         """All of it happens, or nothing."""
-        with Session(self._writer) as session, session.begin():
+        with self._available(), Session(self._writer) as session, session.begin():
             yield session
+
+    def transact(self, deed: Callable[[Session], T]) -> T:
+        """The same, for what may meet another transaction on the way: where a constraint of the
+        database says that the other was first, `deed` runs anew and finds what that one wrote.
+        Raises IntegrityError or OperationalError if it never gets through."""
+        for attempt in range(_MAX_ATTEMPTS):
+            try:
+                with self.write() as session:
+                    return deed(session)
+            except (IntegrityError, OperationalError) as error:
+                if not _another_was_first(error) or attempt == _MAX_ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def lock(self, session: Session, name: str) -> None:
+        """Until the transaction ends, no other one that asks for this lock goes on. SQLite has
+        one writer anyway."""
+        if not self.is_sqlite:
+            session.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
 
     def close(self) -> None:
         self._engine.dispose()
 
-    def _prepare(self) -> None:
-        if self._engine.dialect.name == "sqlite":
+    @contextlib.contextmanager
+    def _available(self) -> Generator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            if "database or disk is full" in str(error.orig):
+                raise UserError(
+                    f"the disk of the labeling store {self} is full; nothing was stored by this"
+                    " step, free some space and try again"
+                ) from error
+            if error.connection_invalidated or _is_away(error):
+                raise StoreAwayError(
+                    "the labeling database does not answer; nothing was stored by this step, try"
+                    " again in a moment"
+                ) from error
+            raise
+        except PoolTimeoutError as error:
+            raise StoreAwayError("the labeling database is busy; try again in a moment") from error
+
+    def _prepare(self, upgrade: bool) -> None:
+        if self.is_sqlite:
             _set_wal(self._engine)
         with self._engine.begin() as connection:
-            if self._is_ready(connection):
+            found = upgrades.revision(connection)
+            if found == upgrades.HEAD and self._has_keys(connection):
                 return
+        if found not in (None, upgrades.HEAD):
+            self._check_upgrade(found, upgrade)
         with self._writer.begin() as connection:
-            if self._is_ready(connection):  # another process was quicker
-                return
-            Base.metadata.create_all(connection)
-            with Session(connection) as session:
-                session.add(SchemaVersion(version=SCHEMA_VERSION))
-                session.add(Secret(name=_PSEUDONYM_KEY, value=self.random_bytes(32)))
-                session.flush()
+            if not self.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(4733)"))
+            if upgrades.revision(connection) != upgrades.HEAD:  # no other process was quicker
+                upgrades.upgrade(connection)
+            self._add_keys(connection)
 
-    def _is_ready(self, connection: Connection) -> bool:
-        """Whether the tables are there. Raises UserError if they are another release's."""
-        if not inspect(connection).has_table(SchemaVersion.__tablename__):
-            return False
-        found = connection.scalar(select(SchemaVersion.version))
-        if found != SCHEMA_VERSION:
+    def _has_keys(self, connection: Connection) -> bool:
+        return len(set(connection.scalars(select(Secret.name))) & {PSEUDONYM_KEY, PAGE_KEY}) == 2
+
+    def _add_keys(self, connection: Connection) -> None:
+        there = set(connection.scalars(select(Secret.name)))
+        for name in sorted({PSEUDONYM_KEY, PAGE_KEY} - there):
+            connection.execute(insert(Secret).values(name=name, value=self.random_bytes(32)))
+
+    def _check_upgrade(self, found: str | None, upgrade: bool) -> None:
+        """A file is copied before its tables change; a team's database waits for a word."""
+        if found not in upgrades.OLDER:
             raise UserError(
-                f"the labeling store {self._engine.url.render_as_string()} has schema version "
-                f"{found}, this code knows {SCHEMA_VERSION}; run the matching release, or name "
-                "another store with labels.store"
+                f"the labeling store {self} is of revision {found}, this code knows"
+                f" {upgrades.HEAD}; run the release that made it, or name another store"
             )
-        return True
+        if self.is_sqlite:
+            _copy_before(self._engine, str(self._engine.url.database), upgrades.HEAD)
+        elif not upgrade:
+            raise UserError(
+                f"the labeling store {self} is of revision {found}, this code needs"
+                f" {upgrades.HEAD}; stop the app, then `flywheel labels backup` with the release"
+                " that made it, then `flywheel labels upgrade`"
+            )
 
 
 def open_store(
     place: str | None = None,
     clock: Clock = utc_now,
     random_bytes: RandomBytes = secrets.token_bytes,
+    upgrade: bool = False,
 ) -> Store:
-    """Open or create the store at a URL or path; None: where FLYWHEEL_LABELS points.
+    """Open or create the store at a URL or path; None: where FLYWHEEL_LABELS points. `upgrade`:
+    an older PostgreSQL store is brought to this release; an older SQLite file always is.
 
     Raises UserError if there is no such place, it is no database, or its schema is another.
     """
     chosen = place or os.environ.get(STORE_VARIABLE, "")
     if not chosen:
         raise UserError(f"no labeling store named; set labels.store or {STORE_VARIABLE}")
-    return Store(chosen, clock, random_bytes)
-
-
-def pseudonym_key(session: Session) -> bytes:
-    return session.scalars(select(Secret.value).where(Secret.name == _PSEUDONYM_KEY)).one()
+    return Store(chosen, clock, random_bytes, upgrade)
 
 
 def record_event(
@@ -191,7 +327,13 @@ def _engine(url: str) -> Engine:
             if parsed.database in (None, "", ":memory:"):
                 raise UserError(f"the labeling store {url!r} must be a file, not memory")
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, pool_size=8, max_overflow=32)
+        engine = create_engine(
+            parsed,
+            pool_size=8,
+            max_overflow=32,
+            pool_pre_ping=parsed.get_backend_name() != "sqlite",
+            connect_args=_CONNECT_ARGS.get(parsed.get_backend_name(), {}),
+        )
     except (ArgumentError, NoSuchModuleError) as error:
         raise UserError(f"the labeling store {url!r} is no database URL: {error}") from None
     except OSError as error:
@@ -202,6 +344,41 @@ def _engine(url: str) -> Engine:
         event.listen(engine, "connect", _set_up_connection)
         event.listen(engine, "begin", _begin)
     return engine
+
+
+def _another_was_first(error: DBAPIError) -> bool:
+    """A constraint refused the row, or PostgreSQL ended one of two that waited for each other."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, IntegrityError) or state.startswith("40") or state == "55P03"
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """PostgreSQL could not be reached, or is shutting down or starting; SQLite stayed locked."""
+    state = getattr(error.orig, "sqlstate", None)
+    if isinstance(error.orig, sqlite3.OperationalError):
+        return "locked" in str(error.orig)  # for all of the busy time-out
+    if type(error.orig).__module__.startswith("psycopg"):
+        return isinstance(error, OperationalError) and (
+            state is None or state.startswith(("08", "57P", "53"))
+        )
+    return False
+
+
+def _copy_before(engine: Engine, path: str, head: str) -> None:
+    """A whole copy of the file, beside it, named after the revision that it is about to get."""
+    target = Path(f"{path}.before-{head}")
+    if target.exists():
+        return
+    source = engine.raw_connection()
+    part = Path(f"{target}.part")
+    part.unlink(missing_ok=True)
+    copy = sqlite3.connect(part)
+    try:
+        source.driver_connection.backup(copy)  # type: ignore[union-attr]
+    finally:
+        copy.close()
+        source.close()
+    part.replace(target)
 
 
 def _set_up_connection(dbapi: Any, _record: Any) -> None:

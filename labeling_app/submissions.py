@@ -1,20 +1,25 @@
-"""What people hand in: answers, rankings, drafts, skips and flags.
+"""What people hand in: answers and rankings, skips and flags.
 
 A submission needs a live lease and an idempotency key: the same key with the same content is the
-same submission, so a retry or a double click adds nothing.
+same submission, so a retry or a double click adds nothing. A correction is a row of its own.
 """
 
 import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from labeling_app.assignment import LEASE, LeaseLostError, messages_json
-from labeling_app.auth import ROLES, WORKERS, Account, require
+from labeling_app.assignment import LeaseLostError, free_slots
+from labeling_app.auth import WORKERS, Account, Caller, require
+from labeling_app.drafts import in_force, own_lease
+from labeling_app.exposure import provenance
+from labeling_app.projects import Settings, settings_of
+from labeling_app.qualification import conclude
 from labeling_app.ranking import check_ranks
+from labeling_app.review_requests import request_review
 from labeling_app.schema import (
     Demonstration,
     Draft,
@@ -22,21 +27,62 @@ from labeling_app.schema import (
     Prompt,
     RankedItem,
     RankedSet,
-    Response,
+    Review,
     Slot,
     Task,
-    TaskResponse,
-    User,
 )
 from labeling_app.store import Store, check_name, check_text, record_event
+from labeling_app.tasks import answers_of, messages_json
 from pipeline.core.errors import UserError
-from pipeline.core.identity import canonical_json, sha256_text
+from pipeline.core.identity import canonical_json, sha256_text, unit_interval
 from pipeline.core.records import Message
 
 CONFIDENCES = ("little", "fairly", "very")
+# Llama 2's four degrees of preference (Touvron et al. 2023, section 3.2.1).
+DEGREES = ("significantly", "clearly", "slightly", "negligibly")
 MAX_REASON = 2000
+MAX_TURNS = 40
+MAX_ACTIVE_MS = 24 * 3600 * 1000
 
 S = TypeVar("S", Demonstration, RankedSet)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What the page saw of the work: milliseconds in which the person was active, and characters
+    pasted. Both are signals, not proofs."""
+
+    active_ms: int = 0
+    pasted_chars: int = 0
+
+    def bounded(self) -> "Trace":
+        return Trace(
+            min(max(self.active_ms, 0), MAX_ACTIVE_MS), min(max(self.pasted_chars, 0), 2**31 - 1)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A ranking: `ranks[i]` is that of the answer at position i, 1 is best, equal ranks tie.
+
+    `likert`: quality 1 to 7 of each answer, or None; `flags`: boxes ticked for each. `degree`: of
+    two answers, how much the better one is better. `not_rankable`: why there is no ranking; then
+    ranks, likert and degree are empty.
+    """
+
+    ranks: tuple[int, ...] = ()
+    confidence: str | None = None
+    likert: tuple[int | None, ...] = ()
+    flags: tuple[tuple[str, ...], ...] = ()
+    degree: str | None = None
+    comment: str = ""
+    not_rankable: str = ""
+
+    def digest(self, texts: Sequence[str]) -> str:
+        """Of the ranking of these answers; what is not filled in does not count."""
+        more = [self.likert, self.flags, self.degree, self.comment, self.not_rankable]
+        said = more if any(each not in ((), None, "") for each in more) else []
+        return sha256_text(canonical_json([list(texts), list(self.ranks), self.confidence, *said]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,130 +93,115 @@ class Receipt:
     repeated: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class OwnWork:
-    """One person's finished work. A day is a UTC day, a week the last seven of them."""
-
-    answers_today: int
-    rankings_today: int
-    answers_week: int
-    rankings_week: int
-    answers: int
-    rankings: int
-    put_back: int
-    drafts: int
-
-
 def submit_demonstration(
-    store: Store, who: Account, token: str, answer: str, idem_key: str
+    store: Store,
+    who: Account,
+    token: str,
+    answer: str | Sequence[Message],
+    idem_key: str,
+    trace: Trace | None = None,
+    vendor: str = "",
 ) -> Receipt:
-    """The caller's ideal answer to the prompt of the leased task, stored as it was written.
+    """The caller's ideal answer to the prompt of the leased task, stored as it was written; or
+    more turns, which end with an answer; or, for a question task, all of them.
 
-    Raises UserError (empty, too long), LeaseLostError, DeniedError.
+    Raises UserError (empty, too long, turns out of order), LeaseLostError, DeniedError.
     """
-    check_text(answer, "the answer")
+    turns = (Message.of("assistant", answer),) if isinstance(answer, str) else tuple(answer)
+    for turn in turns:
+        check_text(turn.text, "the answer" if turn.role == "assistant" else "the question")
     check_name(idem_key, "the idempotency key")
-    digest = demonstration_digest(answer)
-    now = store.clock()
-    with store.write() as session:
-        user = require(session, who, *WORKERS)
-        if earlier := _earlier(session, Demonstration, user, idem_key, digest):
+    digest = demonstration_digest(turns)
+    seen = (trace or Trace()).bounded()
+
+    def deed(session: Session) -> Receipt:
+        caller = require(session, who, *WORKERS)
+        lease = own_lease(session, caller, token)
+        if earlier := _earlier(session, Demonstration, caller, idem_key, digest):
             return Receipt(earlier.id, repeated=True)
-        lease, task = _live(session, user, token, "demo")
+        lease, task = _live(session, lease, "demo", "question")
+        _check_turns(turns, task.kind)
         prompt = session.get_one(Prompt, task.prompt_id)
+        before = [] if task.kind == "question" else prompt.messages
+        origin, edit_chars = provenance(session, lease.id, turns[-1].text)
         row = Demonstration(
             task_id=task.id,
             slot_id=lease.slot_id,
-            user_id=user.id,
+            user_id=caller.id,
             version_id=lease.version_id,
-            messages=[*prompt.messages, *messages_json([Message.of("assistant", answer)])],
-            origin="human",
+            supersedes_id=lease.corrects,
+            messages=[*before, *messages_json(turns)],
+            origin=origin,
+            assisted=lease.assisted,
+            edit_chars=edit_chars,
+            pasted_chars=seen.pasted_chars,
+            active_ms=seen.active_ms,
+            vendor=vendor,
             content_sha256=digest,
             idem_key=idem_key,
-            created_at=now,
+            created_at=store.clock(),
         )
         session.add(row)
         session.flush()
-        _fill_slot(session, user, lease, task, now)
+        _conclude(store, session, caller, lease, task, row.id)
         return Receipt(row.id, repeated=False)
+
+    return store.transact(deed)
 
 
 def submit_comparison(
     store: Store,
     who: Account,
     token: str,
-    ranks: Sequence[int],
-    confidence: str | None,
+    verdict: Verdict,
     idem_key: str,
+    trace: Trace | None = None,
+    vendor: str = "",
 ) -> Receipt:
-    """The caller's ranking of the leased task. `ranks[i]` is the rank of the answer at position
-    i, 1 is best, equal ranks are a tie; `confidence` is one of `CONFIDENCES` or None.
+    """The caller's ranking of the leased task.
 
-    Raises UserError (ranks that do not fit), LeaseLostError, DeniedError.
+    Raises UserError (ranks or boxes that do not fit), LeaseLostError, DeniedError.
     """
     check_name(idem_key, "the idempotency key")
-    if confidence is not None and confidence not in CONFIDENCES:
-        raise UserError(f"confidence {confidence!r}; one of {', '.join(CONFIDENCES)} will do")
-    now = store.clock()
-    with store.write() as session:
-        user = require(session, who, *WORKERS)
-        task_id = session.scalars(
-            select(RankedSet.task_id).where(RankedSet.idem_key == idem_key)
-        ).one_or_none()
-        lease = None
-        if task_id is None:
-            lease, task = _live(session, user, token, "compare")
-            task_id = task.id
-        texts = _answers(session, task_id)
-        check_ranks(ranks, len(texts))
-        digest = comparison_digest(texts, ranks, confidence)
-        if earlier := _earlier(session, RankedSet, user, idem_key, digest):
+    seen = (trace or Trace()).bounded()
+
+    def deed(session: Session) -> Receipt:
+        caller = require(session, who, *WORKERS)
+        lease = own_lease(session, caller, token)
+        texts = [row.text for row in answers_of(session, lease.task_id)]
+        settings = settings_of(session, caller.project_id)
+        _check_verdict(verdict, len(texts), settings)
+        digest = verdict.digest(texts)
+        if earlier := _earlier(session, RankedSet, caller, idem_key, digest):
             return Receipt(earlier.id, repeated=True)
-        assert lease is not None
+        lease, task = _live(session, lease, "compare")
         row = RankedSet(
-            task_id=task_id,
+            task_id=task.id,
             slot_id=lease.slot_id,
-            user_id=user.id,
+            user_id=caller.id,
             version_id=lease.version_id,
+            supersedes_id=lease.corrects,
             shown_order=lease.shown_order,
-            confidence=confidence,
+            not_rankable=verdict.not_rankable,
+            confidence=verdict.confidence,
+            degree=verdict.degree,
+            comment=verdict.comment,
+            assisted=lease.assisted,
+            active_ms=seen.active_ms,
+            vendor=vendor,
             content_sha256=digest,
             idem_key=idem_key,
-            created_at=now,
+            created_at=store.clock(),
         )
         session.add(row)
         session.flush()
-        for position, rank in enumerate(ranks):
-            session.add(RankedItem(comparison_id=row.id, position=position, rank=rank))
-        _fill_slot(session, user, lease, session.get_one(Task, task_id), now)
+        _add_items(session, row.id, verdict, len(texts))
+        _conclude(store, session, caller, lease, task, row.id)
+        if task.purpose == "qualification":
+            conclude(session, store, caller, settings)
         return Receipt(row.id, repeated=False)
 
-
-def save_draft(
-    store: Store, who: Account, token: str, rev: int, body: dict[str, Any]
-) -> dt.datetime:
-    """Keep unfinished work; an older `rev` than the kept one changes nothing. Returns when saved.
-
-    The lease need not be live, for typing is never thrown away; a live one is prolonged.
-    """
-    text = canonical_json(body)
-    check_text(text, "the draft")
-    now = store.clock()
-    with store.write() as session:
-        user = require(session, who, *WORKERS)
-        lease = _own(session, user, token)
-        if lease.outcome == "submitted":
-            raise LeaseLostError("this task is already submitted")
-        draft = session.get(Draft, (lease.task_id, user.id))
-        if draft is None:
-            session.add(
-                Draft(task_id=lease.task_id, user_id=user.id, rev=rev, body=body, saved_at=now)
-            )
-        elif rev > draft.rev:
-            draft.rev, draft.body, draft.saved_at = rev, body, now
-        if lease.released is None:
-            lease.expires = now + LEASE
-    return now
+    return store.transact(deed)
 
 
 def skip(store: Store, who: Account, token: str, reason: str) -> None:
@@ -181,34 +212,6 @@ def skip(store: Store, who: Account, token: str, reason: str) -> None:
 def flag(store: Store, who: Account, token: str, reason: str) -> None:
     """Say that something is wrong with the task itself, and put it back."""
     _put_back(store, who, token, reason, "flagged")
-
-
-def own_work(store: Store, who: Account) -> OwnWork:
-    """What the caller has done so far; nobody else's."""
-    midnight = store.clock().replace(hour=0, minute=0, second=0, microsecond=0)
-    week = midnight - dt.timedelta(days=6)
-    with store.read() as session:
-        user = require(session, who, *ROLES)
-
-        def count(model: type[Demonstration] | type[RankedSet], since: dt.datetime | None) -> int:
-            query = select(func.count()).select_from(model).where(model.user_id == user.id)
-            query = query if since is None else query.where(model.created_at >= since)
-            return session.scalar(query) or 0
-
-        put_back = select(func.count()).where(
-            Lease.user_id == user.id, Lease.outcome.in_(("skipped", "flagged"))
-        )
-        drafts = select(func.count()).where(Draft.user_id == user.id)
-        return OwnWork(
-            count(Demonstration, midnight),
-            count(RankedSet, midnight),
-            count(Demonstration, week),
-            count(RankedSet, week),
-            count(Demonstration, None),
-            count(RankedSet, None),
-            session.scalar(put_back) or 0,
-            session.scalar(drafts) or 0,
-        )
 
 
 def recorded(store: Store, idem_keys: Iterable[str]) -> dict[str, str]:
@@ -225,81 +228,197 @@ def recorded(store: Store, idem_keys: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def demonstration_digest(answer: str) -> str:
-    return sha256_text(answer)
+def demonstration_digest(turns: str | Sequence[Message]) -> str:
+    if isinstance(turns, str):
+        return sha256_text(turns)
+    if len(turns) == 1 and turns[0].role == "assistant":
+        return sha256_text(turns[0].text)
+    return sha256_text(canonical_json(messages_json(turns)))
 
 
-def comparison_digest(texts: Sequence[str], ranks: Sequence[int], confidence: str | None) -> str:
-    return sha256_text(canonical_json([list(texts), list(ranks), confidence]))
+def _check_turns(turns: Sequence[Message], kind: str) -> None:
+    first = "user" if kind == "question" else "assistant"
+    roles = [first, "assistant" if first == "user" else "user"]
+    wanted = [roles[number % 2] for number in range(len(turns))]
+    if [turn.role for turn in turns] != wanted or not turns or turns[-1].role != "assistant":
+        asks = "a question, then its answer" if first == "user" else "an answer"
+        raise UserError(f"this task asks for {asks}; turns alternate and end with an answer")
+    if len(turns) > MAX_TURNS:
+        raise UserError(f"{len(turns)} turns; at most {MAX_TURNS} are taken")
 
 
-def _earlier(session: Session, model: type[S], user: User, idem_key: str, digest: str) -> S | None:
+def _check_verdict(verdict: Verdict, num_answers: int, settings: Settings) -> None:
+    if verdict.not_rankable:
+        _check_reason(verdict.not_rankable, "the reason why it cannot be ranked")
+        if verdict.ranks or verdict.degree:
+            raise UserError("a set that cannot be ranked has no ranks")
+    else:
+        check_ranks(verdict.ranks, num_answers)
+    if verdict.confidence is not None and verdict.confidence not in CONFIDENCES:
+        known = ", ".join(CONFIDENCES)
+        raise UserError(f"confidence {verdict.confidence!r}; one of {known} will do")
+    if verdict.degree is not None:
+        _check_degree(verdict, num_answers)
+    _check_boxes(verdict, num_answers, settings)
+    if verdict.comment:
+        _check_reason(verdict.comment, "the comment")
+
+
+def _check_degree(verdict: Verdict, num_answers: int) -> None:
+    if verdict.degree not in DEGREES:
+        raise UserError(f"degree {verdict.degree!r}; one of {', '.join(DEGREES)} will do")
+    if num_answers != 2 or len(set(verdict.ranks)) < 2:
+        raise UserError("a degree of preference is for two answers that do not tie")
+
+
+def _check_boxes(verdict: Verdict, num_answers: int, settings: Settings) -> None:
+    for name, values in (("likert", verdict.likert), ("flags", verdict.flags)):
+        if len(values) not in (0, num_answers):
+            raise UserError(f"{len(values)} values of {name} for {num_answers} answers")
+    for value in verdict.likert:
+        if value is not None and (type(value) is not int or not 1 <= value <= 7):
+            raise UserError(f"quality {value!r}; a whole number from 1 to 7 will do")
+    for each in verdict.flags:
+        for name in each:
+            if name not in settings.flags:
+                raise UserError(f"box {name!r} is not one of this project's")
+
+
+def _check_reason(text: str, what: str) -> None:
+    check_text(text, what)
+    if len(text) > MAX_REASON:
+        raise UserError(f"{what} has {len(text)} characters; at most {MAX_REASON} are taken")
+
+
+def _add_items(session: Session, comparison_id: int, verdict: Verdict, num_answers: int) -> None:
+    """A set that cannot be ranked ties throughout; whoever reads it sees `not_rankable` first."""
+    for position in range(num_answers):
+        session.add(
+            RankedItem(
+                comparison_id=comparison_id,
+                position=position,
+                rank=verdict.ranks[position] if verdict.ranks else 1,
+                likert=verdict.likert[position] if verdict.likert else None,
+                flags=list(verdict.flags[position]) if verdict.flags else [],
+            )
+        )
+
+
+def _earlier(
+    session: Session, model: type[S], caller: Caller, idem_key: str, digest: str
+) -> S | None:
     row = session.scalars(select(model).where(model.idem_key == idem_key)).one_or_none()
     if row is None:
         return None
-    if row.user_id != user.id or row.content_sha256 != digest:
+    if row.user_id != caller.id or row.content_sha256 != digest:
         raise UserError("this was submitted before, with other content; it stands as it was")
     return row
 
 
-def _own(session: Session, user: User, token: str) -> Lease:
-    query = select(Lease).where(Lease.token == token, Lease.user_id == user.id)
-    lease = session.scalars(query).one_or_none()
-    if lease is None:
-        raise LeaseLostError("this task was not given to you; take the next one")
-    return lease
-
-
-def _live(session: Session, user: User, token: str, kind: str) -> tuple[Lease, Task]:
+def _live(session: Session, lease: Lease, *kinds: str) -> tuple[Lease, Task]:
     """An expired lease still counts until somebody else takes the slot: no work is lost."""
-    lease = _own(session, user, token)
+    lease = in_force(session, lease)
     if lease.released is not None:
         raise LeaseLostError(f"this task is no longer yours ({lease.outcome}); take the next one")
     task = session.get_one(Task, lease.task_id)
-    if task.kind != kind:
-        raise UserError(f"task {task.id} asks for {task.kind!r}, not {kind!r}")
+    if task.kind not in kinds:
+        raise UserError(f"task {task.id} asks for {task.kind!r}, not {kinds[0]!r}")
     return lease, task
 
 
-def _answers(session: Session, task_id: int) -> Sequence[str]:
-    return session.scalars(
-        select(Response.text)
-        .join(TaskResponse, TaskResponse.response_id == Response.id)
-        .where(TaskResponse.task_id == task_id)
-        .order_by(TaskResponse.position)
-    ).all()
-
-
-def _fill_slot(session: Session, user: User, lease: Lease, task: Task, now: dt.datetime) -> None:
+def _conclude(
+    store: Store, session: Session, caller: Caller, lease: Lease, task: Task, label_id: int
+) -> None:
+    """What every submission does beside its own row."""
+    now = store.clock()
     slot = session.get_one(Slot, lease.slot_id)
-    assert not slot.filled, slot.id
-    slot.filled = True
     lease.released, lease.outcome = now, "submitted"
-    draft = session.get(Draft, (task.id, user.id))
+    draft = session.get(Draft, (task.id, caller.id))
     if draft is not None:
         session.delete(draft)
-    session.flush()
-    left = select(func.count()).where(Slot.task_id == task.id, Slot.filled.is_(False))
-    if session.scalar(left) == 0:
-        task.state = "done"
+    if lease.purpose == "work":
+        assert slot.state == "leased", (slot.id, slot.state)
+        slot.state = "filled"
+        # Two people who fill a task's last two slots at once must not each leave it to the other.
+        session.refresh(task, with_for_update={"key_share": True})
+        left = select(func.count()).where(Slot.task_id == task.id, Slot.state != "filled")
+        if task.purpose == "work" and session.scalar(left) == 0:
+            task.state = "done"
     record_event(
-        session, now, user.name, "submitted", f"task:{task.id}", slot=slot.slot_no, kind=task.kind
+        session,
+        now,
+        caller.pseudonym,
+        "submitted",
+        f"task:{task.id}",
+        slot=slot.slot_no,
+        kind=task.kind,
+        label=label_id,
+        why=lease.purpose,
     )
+    _ask_for_review(session, caller, lease, task, label_id, now)
+
+
+def _ask_for_review(
+    session: Session, caller: Caller, lease: Lease, task: Task, label_id: int, now: dt.datetime
+) -> None:
+    if task.purpose != "work" or caller.simulated:
+        return
+    kind = "compare" if task.kind == "compare" else "demo"
+    if lease.purpose == "adjudicate":
+        session.add(
+            Review(
+                project_id=task.project_id,
+                target_kind=kind,
+                target_id=lease.corrects,
+                reviewer_id=caller.id,
+                author_id=_author(session, kind, lease.corrects),
+                verdict="adjudicated",
+                reason=lease.reason or "",
+                clause="",
+                comment="",
+                at=now,
+            )
+        )
+        return
+    share = settings_of(session, task.project_id).review_share
+    if lease.purpose == "correct" and session.scalar(
+        select(func.count()).where(
+            Review.target_kind == kind,
+            Review.target_id == lease.corrects,
+            Review.verdict == "returned",
+        )
+    ):
+        request_review(
+            session, task.project_id, kind, label_id, "corrected after it came back", now
+        )
+    elif unit_interval(lease.token, "review") < share:
+        request_review(session, task.project_id, kind, label_id, "drawn at random", now)
+
+
+def _author(session: Session, kind: str, label_id: int | None) -> int:
+    model = RankedSet if kind == "compare" else Demonstration
+    return session.scalars(select(model.user_id).where(model.id == label_id)).one()
 
 
 def _put_back(store: Store, who: Account, token: str, reason: str, outcome: str) -> None:
-    check_text(reason, "the reason")
-    if len(reason) > MAX_REASON:
-        raise UserError(f"the reason has {len(reason)} characters; at most {MAX_REASON} are taken")
-    now = store.clock()
-    with store.write() as session:
-        user = require(session, who, *WORKERS)
-        lease = _own(session, user, token)
+    _check_reason(reason, "the reason")
+
+    def deed(session: Session) -> None:
+        caller = require(session, who, *WORKERS)
+        lease = own_lease(session, caller, token)
         if lease.outcome == outcome:
             return  # a double click
         if lease.released is not None:
             raise LeaseLostError(
                 f"this task is no longer yours ({lease.outcome}); take the next one"
             )
+        if lease.purpose != "work":
+            raise UserError("a correction is given up, not put back; the label stands as it was")
+        now = store.clock()
         lease.released, lease.outcome, lease.reason = now, outcome, reason
-        record_event(session, now, user.name, outcome, f"task:{lease.task_id}", reason=reason)
+        record_event(
+            session, now, caller.pseudonym, outcome, f"task:{lease.task_id}", reason=reason
+        )
+        free_slots(session, [lease.slot_id])
+
+    store.transact(deed)

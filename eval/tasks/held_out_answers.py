@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from eval.model import LanguageModel
 from eval.results import SampleResult
-from finetune.labels import split_id
 from finetune.losses import bits_per_byte
-from pipeline.core.identity import canonical_json, is_heldout
+from pipeline.core.identity import canonical_json, is_heldout, split_id
 from pipeline.core.records import Conversation
 
 TASK, METRIC = "held_out_answers", "bits_per_byte"

@@ -8,8 +8,9 @@ from typing import Any
 
 import streamlit as st
 
+from labeling_app import running
 from labeling_app.auth import Account
-from labeling_app.chat import ENDPOINT_VARIABLE, ChatClient, EndpointError
+from labeling_app.chat import ChatClient, EndpointError
 from labeling_app.feedback import record_feedback
 from labeling_app.store import Store
 from labeling_app.views import look
@@ -30,7 +31,8 @@ class Turn:
     model: str = ""
 
 
-def page(store: Store, who: Account, endpoint: str) -> None:
+def page(store: Store, who: Account) -> None:
+    endpoint = running.settings().endpoint
     turns: list[Turn] = st.session_state.setdefault("turns", [])
     if endpoint:
         said = st.chat_input("Your message", key="said-to-model", max_chars=20_000)
@@ -38,7 +40,9 @@ def page(store: Store, who: Account, endpoint: str) -> None:
             turns.append(Turn("user", str(said)))
     with st.container(key="column"):
         if not endpoint:
-            st.info(f"No assistant is named. Start `flywheel serve` and set {ENDPOINT_VARIABLE}.")
+            st.info(
+                "No assistant is named. `flywheel app` names the one that `flywheel serve` serves."
+            )
             return
         if not turns:
             look.line("Ask the assistant that is deployed now. A thumb down becomes a task.")

@@ -11,6 +11,8 @@ import xxhash
 from pipeline.core.errors import UserError
 from pipeline.text.normalise import normalise
 
+HELDOUT_FRACTION = 0.2  # of the prompts that people label; training never sees these
+
 
 class HasRoleAndText(Protocol):
     @property
@@ -74,3 +76,10 @@ def unit_interval(identity: str, salt: str) -> float:
 def is_heldout(identity: str, fraction: float) -> bool:
     """The one split of prompts and of duplicate clusters: it never moves as data grows."""
     return unit_interval(identity, "heldout") < fraction
+
+
+def split_id(messages: Sequence[HasRoleAndText]) -> str:
+    """What decides the side of a conversation: its first turn of the user, so that no question
+    of a held-out prompt comes back inside a longer, training one."""
+    first = next((i for i, m in enumerate(messages) if m.role == "user"), len(messages) - 1)
+    return prompt_id(messages[: first + 1])

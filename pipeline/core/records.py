@@ -123,10 +123,14 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """An ideal conversation that a person wrote or approved: what SFT learns from."""
+    """An ideal conversation that a person wrote or approved: what SFT learns from.
+
+    `origin`: human, edited or accepted, of an LLM's draft; `edit_chars` then is the edit distance
+    from it. `assisted`: help was offered. `vendor` is "" for one's own people.
+    """
 
     NAME: ClassVar[str] = "Conversation"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [
             pa.field("conversation_id", pa.string(), nullable=False),
@@ -137,6 +141,11 @@ class Conversation:
             pa.field("labeler", pa.string(), nullable=False),
             pa.field("instruction_version", pa.int32(), nullable=False),
             pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
+            pa.field("assisted", pa.bool_(), nullable=False),
+            pa.field("edit_chars", pa.int32()),
+            pa.field("pasted_chars", pa.int32(), nullable=False),
+            pa.field("active_ms", pa.int64(), nullable=False),
+            pa.field("vendor", pa.string(), nullable=False),
         ]
     )
 
@@ -148,6 +157,11 @@ class Conversation:
     labeler: str
     instruction_version: int
     created_at: dt.datetime
+    assisted: bool = False
+    edit_chars: int | None = None
+    pasted_chars: int = 0
+    active_ms: int = 0
+    vendor: str = ""
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> "Conversation":
@@ -172,11 +186,11 @@ class Comparison:
     """One person's ranking of K answers to one prompt, as it was shown.
 
     `shown_order` holds indices into `responses`, in the order on the screen. `labeler` is a
-    pseudonym. Pairs are derived from this, never stored in its place.
+    pseudonym. `degree`: of two answers, how much the better one is better. Pairs are derived from this, never stored in its place.
     """
 
     NAME: ClassVar[str] = "Comparison"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [
             pa.field("comparison_id", pa.string(), nullable=False),
@@ -204,6 +218,13 @@ class Comparison:
             pa.field("labeler", pa.string(), nullable=False),
             pa.field("instruction_version", pa.int32(), nullable=False),
             pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("degree", pa.string()),
+            pa.field("comment", pa.string(), nullable=False),
+            pa.field("not_rankable_reason", pa.string(), nullable=False),
+            pa.field("assisted", pa.bool_(), nullable=False),
+            pa.field("active_ms", pa.int64(), nullable=False),
+            pa.field("vendor", pa.string(), nullable=False),
         ]
     )
 
@@ -217,6 +238,13 @@ class Comparison:
     labeler: str
     instruction_version: int
     created_at: dt.datetime
+    source: str = ""
+    degree: str | None = None
+    comment: str = ""
+    not_rankable_reason: str = ""
+    assisted: bool = False
+    active_ms: int = 0
+    vendor: str = ""
 
     def pairs(self) -> Iterator[tuple[RankedResponse, RankedResponse]]:
         """(better, worse) for each two answers of different rank; a tie gives no pair."""

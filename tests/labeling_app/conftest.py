@@ -1,18 +1,23 @@
 """A store per test, a clock that tests turn, people with roles, and tasks to hand out."""
 
+import contextlib
 import datetime as dt
+import itertools
 import secrets
+import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+import psycopg
 import pytest
 
 from labeling_app import auth, guidelines
-from labeling_app.assignment import NewAnswer, NewTask, add_tasks
 from labeling_app.auth import Account
 from labeling_app.store import Store, open_store
+from labeling_app.tasks import NewAnswer, NewTask, add_tasks
 from pipeline.core.records import Message
+from tests import postgres
 
 PASSWORD = "correct horse battery"
 
@@ -41,13 +46,67 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(scope="session")
+def empty_stores(tmp_path_factory) -> Iterator[Callable[[str], str]]:
+    """empty_stores(backend): the place of a new store with its tables, quicker than making them."""
+    made: dict[str, Callable[[], str]] = {}
+    numbers = itertools.count()
+    with contextlib.ExitStack() as stack:
+
+        def sqlite() -> Callable[[], str]:
+            template = tmp_path_factory.mktemp("template") / "labels.sqlite"
+            open_store(str(template)).close()
+            database = sqlite3.connect(template)
+            database.execute("DELETE FROM secrets")
+            database.commit()
+            database.close()
+
+            def copy() -> str:
+                target = tmp_path_factory.mktemp("store") / "labels.sqlite"
+                shutil.copy(template, target)
+                return str(target)
+
+            return copy
+
+        def postgresql() -> Callable[[], str]:
+            if postgres.binaries() is None:
+                pytest.skip("PostgreSQL is not installed")
+            server = stack.enter_context(postgres.server())
+            server.execute("CREATE DATABASE template_labels")
+            open_store(server.database("template_labels")).close()
+            with psycopg.connect(server.database("template_labels")) as connection:
+                connection.execute("DELETE FROM secrets")
+
+            def copy() -> str:
+                name = f"labels_{next(numbers)}"
+                server.execute(f"CREATE DATABASE {name} TEMPLATE template_labels")
+                return server.database(name)
+
+            return copy
+
+        makers = {"sqlite": sqlite, "postgresql": postgresql}
+
+        def make(backend: str) -> str:
+            if backend not in made:
+                made[backend] = makers[backend]()
+            return made[backend]()
+
+        yield make
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def backend(request) -> str:
+    """Every test that has a store runs on both databases."""
+    return request.param
+
+
 @pytest.fixture
-def new_store(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., Store]]:
-    """new_store(name): a store in the test's folder, with the default instructions."""
+def new_store(empty_stores, backend: str, clock: Clock) -> Iterator[Callable[[], Store]]:
+    """new_store(): a store of its own, with the default instructions."""
     opened: list[Store] = []
 
-    def make(name: str = "labels") -> Store:
-        store = open_store(str(tmp_path / f"{name}.sqlite"), clock, known_key)
+    def make() -> Store:
+        store = open_store(empty_stores(backend), clock, known_key)
         guidelines.publish_default(store)
         opened.append(store)
         return store
@@ -87,7 +146,13 @@ def tasks(store: Store, lead: Account) -> Callable[..., None]:
     """tasks(count, kind, overlap, priority): tasks t0, t1 … of two or `k` answers."""
 
     def make(
-        count: int, kind="demo", overlap: int = 1, priority: int = 0, k: int = 4, key: str = "t"
+        count: int,
+        kind="demo",
+        overlap: int = 1,
+        priority: int = 0,
+        k: int = 4,
+        key: str = "t",
+        **more,
     ) -> None:
         add_tasks(
             store,
@@ -103,6 +168,7 @@ def tasks(store: Store, lead: Account) -> Callable[..., None]:
                     else (),
                     overlap,
                     priority,
+                    **more,
                 )
                 for number in range(count)
             ],

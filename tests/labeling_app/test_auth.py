@@ -6,11 +6,12 @@ import threading
 import pytest
 from sqlalchemy import select
 
-from labeling_app import auth, guidelines, submissions
-from labeling_app.assignment import NewTask, add_tasks, next_task, take_task
+from labeling_app import auth, drafts, guidelines, submissions
+from labeling_app.assignment import next_task, take_task
 from labeling_app.auth import DeniedError
 from labeling_app.guidelines import UnreadError
 from labeling_app.schema import User
+from labeling_app.tasks import NewTask, add_tasks
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
@@ -72,7 +73,7 @@ def test_unknown_role_and_taken_name(store, kaya):
 def test_a_closed_account_ends_at_once(store, kaya):
     auth.close_account(store, "kaya")
     with pytest.raises(DeniedError, match="ended"):
-        next_task(store, kaya, "demo")
+        next_task(store, kaya, "write")
     with pytest.raises(DeniedError, match="wrong"):
         auth.sign_in(store, "kaya", PASSWORD)
 
@@ -133,14 +134,16 @@ def test_roles_are_checked_in_the_services(store, person, tasks, kaya):
     labeler = person("lab", "labeler")
     task = NewTask("x", "demo", (Message.of("user", "Hi"),), "test")
     for refused in (
-        lambda: next_task(store, engineer, "demo"),
+        lambda: next_task(store, engineer, "write"),
         lambda: submissions.submit_demonstration(store, engineer, "t", "text", "k"),
-        lambda: submissions.submit_comparison(store, engineer, "t", [1, 2], None, "k"),
-        lambda: submissions.save_draft(store, engineer, "t", 1, {}),
+        lambda: submissions.submit_comparison(
+            store, engineer, "t", submissions.Verdict((1, 2), None), "k"
+        ),
+        lambda: drafts.save_draft(store, engineer, "t", 1, {}),
         lambda: submissions.skip(store, engineer, "t", "r"),
         lambda: guidelines.acknowledge(store, engineer, 1),
         lambda: add_tasks(store, labeler, [task]),
-        lambda: guidelines.publish(store, labeler, "# New"),
+        lambda: guidelines.publish(store, labeler, "1 New"),
     ):
         with pytest.raises(DeniedError, match="this is for"):
             refused()
@@ -155,7 +158,7 @@ def test_a_forged_account_gains_nothing(store, person, kaya):
     guidelines.acknowledge(store, kaya, 1)
     forged = dataclasses.replace(kaya, role="lead", simulated=True, name="lead")
     with pytest.raises(DeniedError, match="this is for: lead"):
-        guidelines.publish(store, forged, "# Mine")
+        guidelines.publish(store, forged, "1 Mine")
     with pytest.raises(DeniedError, match="only simulated accounts"):
         take_task(store, forged, "t0")
     with pytest.raises(DeniedError, match="ended"):
@@ -167,15 +170,15 @@ def test_a_forged_account_gains_nothing(store, person, kaya):
 def test_a_new_version_must_be_read_before_work(store, person, lead, tasks):
     tasks(2)
     worker = person("w")
-    work = next_task(store, worker, "demo")
+    work = next_task(store, worker, "write")
     assert work.instruction_version == 1
-    assert guidelines.publish(store, lead, "# Two") == 2
-    assert guidelines.publish(store, lead, "# Two") == 2
+    assert guidelines.publish(store, lead, "1 Two") == 2
+    assert guidelines.publish(store, lead, "1 Two") == 2
     assert not guidelines.has_read_newest(store, worker)
     with pytest.raises(UnreadError, match="v2 are new"):
-        next_task(store, worker, "demo")
+        next_task(store, worker, "write")
     submissions.submit_demonstration(store, worker, work.token, "Done under v1.", "k1")
     with pytest.raises(UserError, match="no instructions v3"):
         guidelines.acknowledge(store, worker, 3)
     guidelines.acknowledge(store, worker, 2)
-    assert next_task(store, worker, "demo").instruction_version == 2
+    assert next_task(store, worker, "write").instruction_version == 2

@@ -1,143 +1,247 @@
-"""One person's first visit, in a real headless Chromium against a real `streamlit run`."""
+"""A new labeler's first hour, in a real headless Chromium against the real app."""
 
-import http.server
 import json
+import os
 import socket
-import sqlite3
-import threading
-import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
-from labeling_app import auth
-from labeling_app.assignment import NewAnswer, NewTask, add_tasks
-from labeling_app.export import export_labels
-from labeling_app.launch import start_app, stop_app
+from labeling_app import guidelines, invitations, labels, projects
+from labeling_app.app_settings import AppSettings
+from labeling_app.auth import act_as, sign_in
+from labeling_app.export import read_labels
+from labeling_app.launch import start_app
+from labeling_app.own_work import own_work
+from labeling_app.schema import Assist, AssistAction, Qualification, RankedSet
+from labeling_app.store import open_store
+from labeling_app.tasks import NewAnswer, NewTask, add_tasks
 from pipeline.core.errors import UserError
-from pipeline.core.records import Comparison, Conversation, Message, read_records
+from pipeline.core.records import Message
+from tests.labeling_app import browser
+from tests.labeling_app.scripted_model import ScriptedModel, serve
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(
-    (path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(path).exists()),
-    None,
+DRAFT = (
+    "First, boil the water.\n\nThen put the egg in <img src=x onerror=alert(1)> for ten minutes."
 )
-if CHROMIUM is None:
-    pytest.skip("no Chromium at /usr/bin/chromium", allow_module_level=True)
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PASSWORD = "correct horse battery"
-REPLY = "It is **bold** <img src=x onerror=alert(1)> text.\n\nThe end."
+FINDING = [{"clause": "1.2", "quote": "egg", "why": "The task asks for one sentence."}]
 ANSWERS = [f"<b>Answer</b> {name}." for name in ("one", "two", "three", "four")]
-
-
-class Endpoint(http.server.BaseHTTPRequestHandler):
-    """The smallest OpenAI-compatible server: it streams REPLY, word by word."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"data": [{"id": "tiny"}]}).encode())
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.end_headers()
-        for word in REPLY.split(" "):
-            piece = {"choices": [{"delta": {"content": word + " "}}]}
-            self.wfile.write(f"data: {json.dumps(piece)}\n\n".encode())
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def log_message(self, *_args: object) -> None:
-        pass
+SHOTS = os.environ.get("FLYWHEEL_SHOTS")  # a folder, for whoever wants to look
 
 
 @pytest.fixture
-def endpoint() -> Iterator[str]:
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.02,))
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+def now_store(store):
+    """The same store by the real clock, which the app goes by."""
+    opened = open_store(store.url)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
-def app_url(store, endpoint) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    app = start_app(store.url, endpoint, port)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(url)
-        yield url
-    finally:
-        stop_app(app)
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/_stcore/health", timeout=5).close()
-            return
-        except urllib.error.URLError:
-            assert time.monotonic() < deadline, "the app did not start"
-            time.sleep(0.1)
+def model():
+    replies = {"Reply with a JSON array": json.dumps(FINDING), "possible answer": DRAFT}
+    with serve(ScriptedModel(["draft", "critique", "rank-check"], replies)) as scripted:
+        yield scripted
 
 
 @pytest.fixture
-def page(app_url):
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+def app(now_store, model):
+    with browser.running(AppSettings(store=now_store.url, endpoint=model.url)) as running:
+        yield running
+
+
+@pytest.fixture
+def page():
+    with browser.chromium() as chromium:
+        page = chromium.new_context(viewport={"width": 1280, "height": 800}).new_page()
         page.set_default_timeout(30_000)
-        page.goto(app_url)
         yield page
-        browser.close()
 
 
-def _sign_in(page, password: str) -> None:
-    page.get_by_label("Name").fill("kaya")
-    page.get_by_label("Password").first.fill(password)
-    page.get_by_role("button", name="Sign in").click()
+def _shoot(page, name: str) -> None:
+    if SHOTS:
+        page.wait_for_timeout(400)
+        page.screenshot(path=str(Path(SHOTS) / f"{name}.png"))
 
 
-def _rank(page, place: int, rank: int) -> None:
-    control = page.get_by_test_id("stButtonGroup").nth(place)
-    control.get_by_text(str(rank), exact=True).click()
-
-
-def _add_work(store, lead) -> None:
-    prompt = (Message.of("user", "How do I read <i>a file</i>?"),)
-    choices = tuple(NewAnswer(f"secret-model-{n}", text) for n, text in enumerate(ANSWERS))
-    add_tasks(
-        store,
-        lead,
-        [
-            NewTask("write", "demo", prompt, "test"),
-            NewTask("skipped", "demo", (Message.of("user", "Unclear?"),), "test", priority=-1),
-            NewTask("rank", "compare", prompt, "test", choices),
-        ],
+def _prepare(store, lead) -> None:
+    """Three prompts, five sets and a qualification of two."""
+    projects.configure(
+        store, lead, qualification_tasks=2, gold_share=0, unassisted_share=0, review_share=0
     )
+    questions = [(Message.of("user", f"How do I cook <i>egg</i> {n}?"),) for n in range(8)]
+    sets = tuple(NewAnswer(f"secret-model-{n}", text) for n, text in enumerate(ANSWERS))
+    plain = {"source": "test"}
+    tasks = [NewTask(f"w{n}", "demo", questions[n], **plain) for n in range(3)]
+    tasks += [NewTask(f"c{n}", "compare", questions[n], answers=sets, **plain) for n in range(5)]
+    tasks += [
+        NewTask(f"q{n}", "compare", questions[n + 5], answers=sets[:2], purpose="qualification",
+                gold=(1, 2), **plain)
+        for n in range(2)
+    ]  # fmt: skip
+    add_tasks(store, lead, tasks)
 
 
-def _handshake(app_url: str, host: str) -> str:
-    """The status line of a websocket's handshake that names `host`."""
-    port = int(app_url.rsplit(":", 1)[1])
+def _rank_by_text(page) -> None:
+    """Ranks 1, 2 by the number that the answers say, wherever they are shown."""
+    for place, card in enumerate(page.locator(".card").all()):
+        rank = 1 if "one" in card.locator(".answer").inner_text() else 2
+        card.focus()
+        page.keyboard.press(str(rank))
+        assert card.get_by_role("radio", name=str(rank)).first.get_attribute("aria-checked"), place
+
+
+def _next(page, task: str) -> None:
+    page.get_by_text(f"Task {task} is handed in.").wait_for()
+
+
+def test_a_new_labelers_first_hour(now_store, lead, app, model, page):
+    store = now_store
+    _prepare(store, act_as(store, lead.name))
+    link = invitations.invite(store, act_as(store, lead.name), "labeler")
+    complaints = browser.watched(page)
+
+    page.goto(f"{app.url}/invitation?token={link}")
+    page.get_by_label("Name").fill("kaya")
+    page.get_by_label("Password, 10").fill(browser.PASSWORD)
+    page.get_by_label("The same again").fill(browser.PASSWORD)
+    _shoot(page, "invitation")
+    page.get_by_role("button", name="Join").click()
+
+    page.get_by_role("heading", name="Labeling instructions").wait_for()
+    _shoot(page, "instructions")
+    page.get_by_role("button", name="I have read these").click()
+    page.get_by_text("First pass the qualification").wait_for()
+    page.get_by_role("link", name="Compare").click()
+    for number in (1, 2):
+        page.get_by_text(f"qualification {number} of 2").wait_for()
+        _rank_by_text(page)
+        page.keyboard.press("Control+Enter")
+    page.get_by_text("compare 4").wait_for()
+
+    _write_three(page, app, store, model)
+    _rank_five(page)
+    assert page.evaluate("document.cookie").find("flywheel") < 0  # scripts cannot read it
+    assert complaints == []
+    _check(store)
+
+
+def _write_three(page, app, store, model) -> None:
+    page.get_by_role("link", name="Write").click()
+    answer = page.get_by_label("Your answer")
+    answer.wait_for()
+    assert page.get_by_text("How do I cook <i>egg</i> 0?").is_visible()  # shown as it is
+    answer.press_sequentially("Boil it.")
+    page.get_by_text("saved ").wait_for()
+    page.reload()  # nobody is signed out, nothing is lost
+    page.wait_for_function("() => true")
+    expect_value(answer, "Boil it.")
+    answer.press("Control+End")
+    answer.press_sequentially(" For ten minutes.")
+    answer.press("Control+Enter")  # text not yet saved goes along
+    _next(page, "1")
+
+    page.get_by_role("button", name="Drafts").click()  # the second one from a draft
+    page.get_by_role("button", name="take").first.wait_for()
+    _shoot(page, "write-with-draft")
+    assert page.get_by_text("<img src=x onerror=alert(1)>").is_visible()
+    page.keyboard.press("Alt+1")
+    expect_value(answer, "First, boil the water.")
+    answer.press_sequentially(" With care.")
+    page.keyboard.press("Alt+c")
+    page.get_by_text("The task asks for one sentence.").wait_for()
+    page.get_by_role("button", name="reject").click()
+    _shoot(page, "write-with-critique")
+    page.keyboard.press("Control+Enter")
+    _next(page, "2")
+
+    page.context.set_offline(True)  # the third one without a network for a while
+    answer.press_sequentially("Offline words.")
+    page.get_by_text("Offline: typing is kept on this computer").wait_for()
+    _shoot(page, "offline")
+    page.context.set_offline(False)
+    page.get_by_text("saved ").wait_for()
+    assert own_work(store, _kaya(store)).drafts == 1
+    page.keyboard.press("Control+Enter")
+    page.get_by_text("Nothing for you now").wait_for()
+
+
+def _rank_five(page) -> None:
+    page.get_by_role("link", name="Compare").click()
+    for number in range(5):
+        page.get_by_text("compare 4").wait_for()
+        assert "secret-model" not in page.content()
+        for rank in ("1", "2", "2", "4"):
+            page.locator(".card:focus").wait_for()
+            page.keyboard.press(rank)
+            page.keyboard.press("ArrowRight")
+        page.get_by_text("A, then B and C tie, then D.").wait_for()
+        if number == 0:
+            page.keyboard.press("u")
+            page.get_by_text("D has no rank yet.").wait_for()
+            page.keyboard.press("d")
+            page.keyboard.press("4")
+            page.keyboard.press("Shift+7")
+            page.get_by_role("radio", name="fairly").click()
+            _shoot(page, "compare")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_function(
+            "n => document.querySelector('.stApp').innerText.includes('Nothing for you now') ||"
+            " [...document.querySelectorAll('*')].some(e => e.shadowRoot &&"
+            " e.shadowRoot.textContent.includes(`${n} of your 20 today`))",
+            arg=number + 6,
+        )
+    page.get_by_text("Nothing for you now").wait_for()
+    page.locator(".card").first.wait_for(state="detached")
+    page.get_by_role("button", name="Undo last").click()
+    page.get_by_text("correction", exact=False).first.wait_for()
+    page.locator(".card").first.focus()
+    page.keyboard.press("3")
+    page.keyboard.press("Control+Enter")
+    page.get_by_text("Nothing for you now").wait_for()
+    page.get_by_role("link", name="Progress").click()
+    page.get_by_text("What you handed in last").wait_for()
+    _shoot(page, "progress")
+
+
+def _kaya(store):
+    return sign_in(store, "kaya", browser.PASSWORD)
+
+
+def _check(store) -> None:
+    """Everything that was done is in the store, once, with what it was done under."""
+    exported = read_labels(store)
+    texts = {row.messages[-1].text: row for row in exported.conversations}
+    taken = "First, boil the water. With care."
+    assert set(texts) == {"Boil it. For ten minutes.", taken, "Offline words."}
+    assert (texts[taken].origin, texts[taken].edit_chars) == ("edited", len(" With care."))
+    assert texts["Offline words."].origin == "human"
+    assert all(row.active_ms > 0 for row in exported.conversations)
+    assert len(exported.comparisons) == 5
+    ranks = [[r.responses[place].rank for place in r.shown_order] for r in exported.comparisons]
+    assert sorted(ranks) == [[1, 2, 2, 4]] * 4 + [[3, 2, 2, 4]]
+    best = next(r for r in exported.comparisons if r.confidence)
+    assert (best.confidence, best.responses[best.shown_order[3]].likert) == ("fairly", 7)
+    with store.read() as session:
+        assert session.scalars(select(Qualification.passed)).all() == [True]
+        kinds = session.scalars(select(Assist.kind).order_by(Assist.id)).all()
+        actions = session.scalars(select(AssistAction.action).order_by(AssistAction.id)).all()
+        assert (kinds, actions) == (["draft", "critique"], ["take", "reject"])
+        corrected = select(RankedSet).where(RankedSet.supersedes_id.is_not(None))
+        assert len(session.scalars(corrected).all()) == 1
+    assert guidelines.has_read_newest(store, _kaya(store))
+    assert labels.last_label(store, _kaya(store)) is not None
+
+
+def expect_value(locator, value: str) -> None:
+    from playwright.sync_api import expect
+
+    expect(locator).to_have_value(value)
+
+
+def _status_of_handshake(port: int, host: str) -> str:
     request = (
         f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\n"
         "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
@@ -148,91 +252,18 @@ def _handshake(app_url: str, host: str) -> str:
         return connection.recv(1000).decode().split("\r\n")[0]
 
 
-def test_first_visit(store, lead, app_url, page, tmp_path):
-    assert "101" in _handshake(app_url, "localhost")
-    assert "403" in _handshake(app_url, "rebound.example")
-    _add_work(store, lead)
-    one_time = auth.create_account(store, "kaya", "labeler")
-    expect = playwright.expect
-
-    _sign_in(page, one_time)
-    page.get_by_label("New password", exact=False).first.fill(PASSWORD)
-    page.get_by_label("The same again").first.fill(PASSWORD)
-    page.get_by_role("button", name="Keep it").click()
-    page.get_by_role("heading", name="Labeling instructions").wait_for()
-    page.get_by_role("button", name="I have read these").click()
-
-    answer = page.get_by_label("Your answer")
-    answer.fill("Half an answer")
-    answer.press("Tab")  # leaving the box saves the draft
-    page.get_by_text("saved", exact=False).wait_for()
-    page.reload()
-    _sign_in(page, PASSWORD)
-    expect(answer).to_have_value("Half an answer")
-    assert page.get_by_text("How do I read <i>a file</i>?").is_visible()  # shown as it is
-    answer.fill("A whole answer, not yet saved")
-    answer.press("Control+Enter")  # text still in the box goes along
-    page.get_by_text("task 1 submitted").wait_for()
-
-    page.keyboard.press("Shift+F8")  # works while the text box has the focus
-    page.get_by_role("button", name="Skip this task").click()
-    page.get_by_text("Nothing for you now").wait_for()
-
-    page.get_by_role("link", name="Compare").click()
-    page.get_by_text("compare 4").wait_for()
-    assert "secret-model" not in page.content()
-    submit = page.get_by_role("button", name="Submit")
-    expect(submit).to_be_disabled()
-    said = ["A.", "A, then B.", "A, then B and C tie.", "A, then B and C tie, then D."]
-    for place, rank in enumerate([1, 2, 2, 4]):
-        _rank(page, place, rank)
-        page.get_by_text(said[place], exact=False).first.wait_for()
-    _rank(page, 0, 1)  # a second click on a rank keeps it
-    page.get_by_text("fairly", exact=True).click()
-    expect(submit).to_be_enabled()
-    submit.click()
-    page.get_by_text("Nothing for you now").wait_for()
-
-    page.get_by_role("link", name="Chat").click()
-    message = page.get_by_placeholder("Your message")
-    message.fill("Hello?")
-    message.press("Enter")
-    page.get_by_role("button", name="Regenerate").wait_for()
-    assert page.get_by_text("It is **bold** <img src=x onerror=alert(1)> text.").is_visible()
-    down = page.get_by_role("radio", name="Thumbs down")
-    down.click()
-    page.get_by_text("Thank you: it is task 4 now.").wait_for()
-    page.get_by_role("button", name="Regenerate").click()
-    expect(page.get_by_text("Thank you: it is task 4 now.")).to_have_count(0)
-    down.click()  # the same words again: the same task
-    page.get_by_text("Thank you: it is task 4 now.").wait_for()
-    page.get_by_role("link", name="Write").click()
-    page.get_by_text("A user marked this as bad", exact=False).wait_for()
-
-    _check_store(store, tmp_path)
-
-
-def _check_store(store, folder: Path) -> None:
-    report = export_labels(store, str(folder / "out"))
-    [conversation] = read_records(report.conversations_url, Conversation)
-    assert conversation.messages[-1].text == "A whole answer, not yet saved"
-    assert conversation.labeler.startswith("person-")
-    [comparison] = read_records(report.comparisons_url, Comparison)
-    ranks = [comparison.responses[place].rank for place in comparison.shown_order]
-    assert ranks == [1, 2, 2, 4]
-    assert [response.text for response in comparison.responses] == ANSWERS
-    assert comparison.confidence == "fairly"
-    database = sqlite3.connect(store.url.removeprefix("sqlite:///"))
-    tasks = database.execute("SELECT kind, source, state FROM tasks WHERE id >= 4").fetchall()
-    thumbs = database.execute("SELECT rating FROM feedback").fetchall()
-    database.close()
-    assert tasks == [("demo", "feedback", "open")]
-    assert thumbs == [(-1,), (-1,)]
+def test_another_host_name_and_inner_pages_are_refused(app):
+    assert "101" in _status_of_handshake(app.port, "localhost")
+    assert "403" in _status_of_handshake(app.port, "rebound.example")
+    for path in ("/_stcore/metrics", "/_stcore/agent/openapi.json"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(app.url + path, timeout=10)
 
 
 def test_a_port_in_use_is_named(store):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(UserError, match=f"127.0.0.1:{taken.getsockname()[1]}.*labels.port"):
-            start_app(store.url, "", taken.getsockname()[1])
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"127.0.0.1:{port}.*labels.port"):
+            start_app(AppSettings(store=store.url), port)

@@ -29,8 +29,8 @@ def test_a_thumb_down_is_one_urgent_task_that_shows_the_answer(store, thumb, per
     tasks(1)
     receipt = record_feedback(store, thumb)
     assert record_feedback(store, thumb) == FeedbackReceipt(True, receipt.task_id)
-    work = next_task(store, person("w"), "demo")
-    assert (work.task_id, work.source) == (receipt.task_id, "feedback")
+    work = next_task(store, person("w"), "write")
+    assert work.task_id == receipt.task_id
     assert work.prompt == thumb.messages[:1]
     assert [answer.text for answer in work.answers] == ["<b>Five</b> 🖐"]
     assert len(_tasks(store)) == 2
@@ -64,7 +64,7 @@ def test_a_thumb_up_is_kept_and_makes_no_task(store, thumb):
 def test_an_empty_answer_makes_a_task_without_it(store, thumb, person):
     silent = (thumb.messages[0], Message.of("assistant", " "))
     record_feedback(store, dataclasses.replace(thumb, messages=silent))
-    assert next_task(store, person("w"), "demo").answers == ()
+    assert next_task(store, person("w"), "write").answers == ()
 
 
 @pytest.mark.parametrize(

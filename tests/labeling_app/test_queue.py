@@ -11,15 +11,10 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
-from labeling_app.assignment import (
-    LeaseLostError,
-    NewAnswer,
-    NewTask,
-    add_tasks,
-    next_task,
-    shown_order,
-)
+from labeling_app.assignment import LeaseLostError, next_task, shown_order
 from labeling_app.backlog import open_tasks
+from labeling_app.drafts import Kept, save_draft
+from labeling_app.own_work import own_work
 from labeling_app.schema import (
     Demonstration,
     EventRow,
@@ -30,13 +25,13 @@ from labeling_app.schema import (
     Task,
 )
 from labeling_app.submissions import (
+    Verdict,
     flag,
-    own_work,
-    save_draft,
     skip,
     submit_comparison,
     submit_demonstration,
 )
+from labeling_app.tasks import NewAnswer, NewTask, add_tasks
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
@@ -46,7 +41,7 @@ def test_priority_then_age(store, person, tasks):
     tasks(1, key="urgent", priority=5)
     worker = person("w")
     seen = []
-    while work := next_task(store, worker, "demo"):
+    while work := next_task(store, worker, "write"):
         seen.append(work.prompt[0].text)
         submit_demonstration(store, worker, work.token, "An answer.", work.token)
     assert seen == ["Question urgent 0?", "Question old 0?", "Question old 1?"]
@@ -56,16 +51,16 @@ def test_priority_then_age(store, person, tasks):
 def test_the_same_task_comes_back_until_it_is_dealt_with(store, person, tasks):
     tasks(2)
     worker = person("w")
-    first = next_task(store, worker, "demo")
-    assert next_task(store, worker, "demo").token == first.token
+    first = next_task(store, worker, "write")
+    assert next_task(store, worker, "write").token == first.token
     skip(store, worker, first.token, "unclear")
     skip(store, worker, first.token, "unclear")  # a double click
-    second = next_task(store, worker, "demo")
+    second = next_task(store, worker, "write")
     assert second.task_id != first.task_id
     flag(store, worker, second.token, "broken")
-    assert next_task(store, worker, "demo") is None
+    assert next_task(store, worker, "write") is None
     other = person("v")
-    assert next_task(store, other, "demo").task_id == first.task_id
+    assert next_task(store, other, "write").task_id == first.task_id
     with store.read() as session:
         leases = session.execute(select(Lease.outcome, Lease.reason)).all()
     assert ("skipped", "unclear") in leases
@@ -77,19 +72,19 @@ def test_the_same_task_comes_back_until_it_is_dealt_with(store, person, tasks):
 def test_nobody_answers_the_same_task_twice(store, person, tasks):
     tasks(1, overlap=2)
     worker = person("w")
-    work = next_task(store, worker, "demo")
+    work = next_task(store, worker, "write")
     submit_demonstration(store, worker, work.token, "An answer.", "k")
-    assert next_task(store, worker, "demo") is None
-    assert next_task(store, person("v"), "demo").task_id == work.task_id
+    assert next_task(store, worker, "write") is None
+    assert next_task(store, person("v"), "write").task_id == work.task_id
 
 
 def test_an_expired_lease_goes_to_the_next_person(store, clock, person, tasks):
     tasks(1)
     slow, quick = person("slow"), person("quick")
-    late = next_task(store, slow, "demo", lease=dt.timedelta(minutes=10))
-    assert next_task(store, quick, "demo") is None
+    late = next_task(store, slow, "write", lease=dt.timedelta(minutes=10))
+    assert next_task(store, quick, "write") is None
     clock.move(minutes=10)
-    taken = next_task(store, quick, "demo")
+    taken = next_task(store, quick, "write")
     assert taken.task_id == late.task_id
     with pytest.raises(LeaseLostError, match="expired"):
         submit_demonstration(store, slow, late.token, "Too late.", "late")
@@ -103,7 +98,7 @@ def test_an_expired_lease_goes_to_the_next_person(store, clock, person, tasks):
 def test_an_expired_lease_that_nobody_wanted_still_counts(store, clock, person, tasks):
     tasks(1)
     worker = person("w")
-    work = next_task(store, worker, "demo")
+    work = next_task(store, worker, "write")
     clock.move(hours=5)
     assert not submit_demonstration(store, worker, work.token, "After lunch.", "k").repeated
 
@@ -111,28 +106,29 @@ def test_an_expired_lease_that_nobody_wanted_still_counts(store, clock, person, 
 def test_a_clock_that_jumps_back_harms_nothing(store, clock, person, tasks):
     tasks(1)
     worker, other = person("w"), person("v")
-    work = next_task(store, worker, "demo")
+    work = next_task(store, worker, "write")
     clock.move(days=-400)
-    assert next_task(store, other, "demo") is None
+    assert next_task(store, other, "write") is None
     submit_demonstration(store, worker, work.token, "Still mine.", "k")
 
 
 def test_forged_and_foreign_tokens(store, person, tasks):
     tasks(2)
     worker, thief = person("w"), person("thief")
-    work = next_task(store, worker, "demo")
+    work = next_task(store, worker, "write")
     for token in (work.token, "guess", ""):
         with pytest.raises(LeaseLostError, match="not given to you"):
             submit_demonstration(store, thief, token, "Mine.", "k")
     submit_demonstration(store, worker, work.token, "Mine.", "k")
+    other = next_task(store, thief, "write")
     with pytest.raises(UserError, match="submitted before, with other content"):
-        submit_demonstration(store, thief, "t", "Mine.", "k")  # another's idempotency key
+        submit_demonstration(store, thief, other.token, "Mine.", "k")  # another's idempotency key
 
 
 def test_a_submission_sent_twice_is_one(store, person, tasks):
     tasks(2, overlap=3)
     worker = person("w")
-    work = next_task(store, worker, "demo")
+    work = next_task(store, worker, "write")
     first = submit_demonstration(store, worker, work.token, "An answer.", "key")
     again = submit_demonstration(store, worker, work.token, "An answer.", "key")
     assert (again.submission_id, again.repeated) == (first.submission_id, True)
@@ -150,8 +146,10 @@ def test_rankings_with_ties_are_kept_as_given(store, person, tasks, ranks):
     worker = person("w")
     work = next_task(store, worker, "compare")
     assert sorted(answer.position for answer in work.answers) == [0, 1, 2, 3]
-    receipt = submit_comparison(store, worker, work.token, ranks, "fairly", "k")
-    assert submit_comparison(store, worker, work.token, ranks, "fairly", "k").repeated
+    receipt = submit_comparison(store, worker, work.token, Verdict(tuple(ranks), "fairly"), "k")
+    assert submit_comparison(
+        store, worker, work.token, Verdict(tuple(ranks), "fairly"), "k"
+    ).repeated
     with store.read() as session:
         kept = session.scalars(select(RankedItem.rank).order_by(RankedItem.position)).all()
         row = session.get_one(RankedSet, receipt.submission_id)
@@ -167,9 +165,9 @@ def test_rankings_that_do_not_fit_are_refused(store, person, tasks, ranks):
     worker = person("w")
     work = next_task(store, worker, "compare")
     with pytest.raises(UserError, match="rank"):
-        submit_comparison(store, worker, work.token, ranks, None, "k")
+        submit_comparison(store, worker, work.token, Verdict(tuple(ranks), None), "k")
     with pytest.raises(UserError, match="confidence 'much'"):
-        submit_comparison(store, worker, work.token, [1, 2, 3, 4], "much", "k")
+        submit_comparison(store, worker, work.token, Verdict((1, 2, 3, 4), "much"), "k")
     with pytest.raises(UserError, match="asks for 'compare'"):
         submit_demonstration(store, worker, work.token, "An answer.", "k")
     assert next_task(store, worker, "compare").token == work.token  # nothing was used up
@@ -187,12 +185,13 @@ def test_order_is_a_permutation_fixed_per_person_and_differs_between_people():
 def test_drafts_come_back_and_old_revisions_do_not(store, clock, person, tasks):
     tasks(2)
     worker = person("w")
-    work = next_task(store, worker, "demo")
+    work = next_task(store, worker, "write")
     save_draft(store, worker, work.token, 1, {"text": "one"})
     clock.move(seconds=5)
-    at = save_draft(store, worker, work.token, 3, {"text": "three <b>&\u202e😀"})
-    save_draft(store, worker, work.token, 2, {"text": "two, late"})
-    draft = next_task(store, worker, "demo").draft
+    at = save_draft(store, worker, work.token, 3, {"text": "three <b>&\u202e😀"}).at
+    late = save_draft(store, worker, work.token, 2, {"text": "two, late"})
+    assert late == Kept(at, 3, kept=False)
+    draft = next_task(store, worker, "write").draft
     assert (draft.rev, draft.body, draft.saved_at) == (3, {"text": "three <b>&\u202e😀"}, at)
     with pytest.raises(UserError, match="bytes"):
         save_draft(store, worker, work.token, 4, {"text": "x" * 10_000_000})
@@ -206,13 +205,13 @@ def test_drafts_come_back_and_old_revisions_do_not(store, clock, person, tasks):
 def test_after_an_expiry_the_drafted_task_comes_first(store, clock, person, tasks):
     tasks(1, key="plain")
     worker = person("w")
-    work = next_task(store, worker, "demo")
+    work = next_task(store, worker, "write")
     save_draft(store, worker, work.token, 1, {"text": "half"})
     tasks(1, key="urgent", priority=9)
     clock.move(hours=1)
     other = person("v")
-    assert next_task(store, other, "demo").prompt[0].text == "Question urgent 0?"
-    back = next_task(store, worker, "demo")
+    assert next_task(store, other, "write").prompt[0].text == "Question urgent 0?"
+    back = next_task(store, worker, "write")
     assert back.task_id == work.task_id
     assert back.draft.body == {"text": "half"}
 
@@ -223,10 +222,10 @@ def test_own_work_counts_by_utc_days(store, clock, person, tasks):
     worker = person("w")
     for days in (0, 6, 1):
         clock.move(days=days)
-        work = next_task(store, worker, "demo")
+        work = next_task(store, worker, "write")
         submit_demonstration(store, worker, work.token, "An answer.", work.token)
     work = next_task(store, worker, "compare")
-    submit_comparison(store, worker, work.token, [1, 1, 2, 2], None, work.token)
+    submit_comparison(store, worker, work.token, Verdict((1, 1, 2, 2), None), work.token)
     counts = own_work(store, worker)
     assert (counts.answers_today, counts.answers_week, counts.answers) == (1, 2, 3)
     assert (counts.rankings_today, counts.rankings_week, counts.rankings) == (1, 1, 1)
@@ -237,7 +236,7 @@ def test_the_backlog_counts_what_is_still_asked_for(store, person, tasks):
     tasks(1, key="urgent", priority=5)
     worker = person("w")
     for _ in range(2):
-        work = next_task(store, worker, "demo")
+        work = next_task(store, worker, "write")
         submit_demonstration(store, worker, work.token, "An answer.", work.token)
     [left] = open_tasks(store)
     assert (left.prompt, left.open_slots, left.priority) == ("Question t 0?", 1, 0)
@@ -276,7 +275,7 @@ def test_adding_a_task_twice_and_what_cannot_be_shown(store, lead):
 def test_two_leases_on_one_slot_are_refused_by_the_database_itself(store, person, tasks):
     tasks(1, overlap=2)
     worker, other = person("w"), person("v")
-    next_task(store, worker, "demo")
+    next_task(store, worker, "write")
 
     def lease(slot_no: int, user_id: int, token: str) -> None:
         with store.write() as session:
@@ -289,6 +288,8 @@ def test_two_leases_on_one_slot_are_refused_by_the_database_itself(store, person
                     user_id=user_id,
                     version_id=held.version_id,
                     token=token,
+                    purpose="work",
+                    assisted=False,
                     shown_order=[],
                     acquired=store.clock(),
                     expires=store.clock(),
@@ -322,7 +323,7 @@ def test_eight_threads_never_share_a_slot(store, person, tasks):
 
     def label(who) -> None:
         try:
-            while work := next_task(store, who, "demo"):
+            while work := next_task(store, who, "write"):
                 answer = f"By {who.name}."
                 submit_demonstration(store, who, work.token, answer, work.token)
                 submit_demonstration(store, who, work.token, answer, work.token)
@@ -347,7 +348,7 @@ from labeling_app.submissions import submit_demonstration
 store = open_store(sys.argv[1])
 who = auth.act_as(store, sys.argv[2])
 sys.stdin.readline()
-while work := next_task(store, who, "demo"):
+while work := next_task(store, who, "write"):
     submit_demonstration(store, who, work.token, f"By {who.name}.", work.token)
 """
 

@@ -1,0 +1,96 @@
+"""Unfinished work, kept as it is typed: it outlives the lease, the session and the server."""
+
+import dataclasses
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from labeling_app.assignment import LeaseLostError
+from labeling_app.auth import WORKERS, Account, Caller, require
+from labeling_app.projects import settings_of
+from labeling_app.schema import Draft, Lease, Slot, Task
+from labeling_app.store import Store, check_text
+from pipeline.core.identity import canonical_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """`kept` False: a draft of a later `rev` is there, from another window, and stays."""
+
+    at: dt.datetime
+    rev: int
+    kept: bool
+
+
+def save_draft(store: Store, who: Account, token: str, rev: int, body: dict[str, Any]) -> Kept:
+    """Keep unfinished work; an older `rev` than the kept one changes nothing.
+
+    The lease need not be live, for typing is never thrown away; a live one is prolonged. Raises
+    LeaseLostError once the task is submitted, UserError for what cannot be stored.
+    """
+    check_text(canonical_json(body), "the draft")
+    now = store.clock()
+
+    def deed(session: Session) -> Kept:
+        caller = require(session, who, *WORKERS)
+        lease = in_force(session, own_lease(session, caller, token))
+        if lease.outcome == "submitted":
+            raise LeaseLostError("this task is already submitted")
+        draft = session.get(Draft, (lease.task_id, caller.id), with_for_update={"key_share": True})
+        if draft is None:
+            session.add(
+                Draft(task_id=lease.task_id, user_id=caller.id, rev=rev, body=body, saved_at=now)
+            )
+            session.flush()
+        elif rev < draft.rev or (rev == draft.rev and body != draft.body):
+            return Kept(draft.saved_at, draft.rev, kept=False)
+        else:
+            draft.rev, draft.body, draft.saved_at = rev, body, now
+        if lease.released is None:
+            minutes = settings_of(session, caller.project_id).lease_minutes
+            lease.expires = now + dt.timedelta(minutes=minutes)
+        return Kept(now, rev, kept=True)
+
+    return store.transact(deed)
+
+
+def own_lease(session: Session, caller: Caller, token: str) -> Lease:
+    """The caller's lease of this token, locked. Raises LeaseLostError."""
+    lease = session.scalars(
+        select(Lease)
+        .join(Task, Task.id == Lease.task_id)
+        .where(
+            Lease.token == token,
+            Lease.user_id == caller.id,
+            Task.project_id == caller.project_id,
+        )
+        .with_for_update(of=Lease, key_share=True)
+    ).one_or_none()
+    if lease is None:
+        raise LeaseLostError("this task was not given to you; take the next one")
+    return lease
+
+
+def in_force(session: Session, lease: Lease) -> Lease:
+    """The lease that holds now in the place of an expired one: no work is lost while nobody else
+    has the task. Another that its person took since, or itself anew where the slot is still free,
+    or itself as it is."""
+    if lease.outcome != "expired":
+        return lease
+    slot = session.get_one(Slot, lease.slot_id, with_for_update={"key_share": True})
+    mine = select(Lease).where(
+        Lease.task_id == lease.task_id, Lease.user_id == lease.user_id, Lease.released.is_(None)
+    )
+    if other := session.scalars(mine).one_or_none():
+        return other
+    held = session.scalar(
+        select(exists().where(Lease.slot_id == slot.id, Lease.released.is_(None)))
+    )
+    if not held and (slot.state in ("free", "void") or lease.purpose != "work"):
+        lease.released = lease.outcome = None
+        if lease.purpose == "work":
+            slot.state = "leased"
+        session.flush()
+    return lease

@@ -1,0 +1,36 @@
+"""What of an LLM's drafts a person saw and took, and how far their answer is from it."""
+
+from rapidfuzz.distance import Levenshtein
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from labeling_app.schema import Assist, AssistAction
+
+# Of longer texts the first so many characters are compared: the cost grows with the square.
+MAX_COMPARED = 20_000
+
+
+def provenance(session: Session, lease_id: int, answer: str) -> tuple[str, int | None]:
+    """(origin, edit distance in characters) of an answer: human and None where no part of a draft
+    was taken, accepted where all of it was and nothing else, else edited.
+
+    The distance is Levenshtein's, from the parts taken, in the order they were taken, to the
+    answer.
+    """
+    taken = session.execute(
+        select(Assist.output, AssistAction.part)
+        .join(AssistAction, AssistAction.assist_id == Assist.id)
+        .where(Assist.lease_id == lease_id, Assist.kind == "draft", AssistAction.action == "take")
+        .order_by(AssistAction.id)
+    ).all()
+    if not taken:
+        return "human", None
+    base = "\n\n".join(str(row.output[row.part]["text"]) for row in taken)
+    distance = edit_distance(base.strip(), answer.strip())
+    return ("accepted" if distance == 0 else "edited"), distance
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein distance of the first MAX_COMPARED characters, plus the rest of the longer."""
+    rest = abs(max(len(one), MAX_COMPARED) - max(len(other), MAX_COMPARED))
+    return int(Levenshtein.distance(one[:MAX_COMPARED], other[:MAX_COMPARED])) + rest

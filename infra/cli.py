@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from infra import labels_cli
 from pipeline.core.errors import UserError, is_disk_full
 
 DEMO_CONFIG = str(Path(__file__).parent / "runs" / "demo.toml")
@@ -166,33 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     command("demo", _demo, _DEMO)
     command("site", _site, _SITE)
     labels = commands.add_parser("labels", description=_LABELS)
-    _labels_parser(labels)
+    labels_cli.add_deeds(labels, _common)
     return parser
-
-
-def _labels_parser(labels: argparse.ArgumentParser) -> None:
-    deeds = labels.add_subparsers(metavar="DEED", required=True)
-
-    def deed(
-        name: str, handler: Callable[[argparse.Namespace], None], text: str
-    ) -> argparse.ArgumentParser:
-        added = deeds.add_parser(name, help=text, description=text)
-        _common(added)
-        added.set_defaults(handler=handler)
-        return added
-
-    imported = deed("import", _labels_import, "import answers and rankings from JSON Lines files")
-    imported.add_argument(
-        "--file", action="append", required=True, metavar="FILE", dest="files", help="repeatable"
-    )
-    exported = deed("export", _labels_export, "write all labels as Parquet")
-    exported.add_argument("--to", required=True, metavar="FOLDER")
-    account = deed("account", _labels_account, "make an account; prints its one-time password")
-    account.add_argument("--name", required=True)
-    account.add_argument(
-        "--role", required=True, choices=["labeler", "reviewer", "lead", "engineer"]
-    )
-    deed("queue", _labels_queue, "list the open tasks, most urgent first")
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -243,7 +219,7 @@ _ROLLBACK = "Put the previous champion back; the server follows at its next requ
 _CONFIG = "Every key that a run's file may hold: its value there, its default, what it means."
 _DEMO = "One whole turn on this machine: prints each command as it runs it, and does nothing else."
 _SITE = "Serve the standard library's documentation as a web site to crawl (site.port)."
-_LABELS = "What people wrote and ranked."
+_LABELS = "The labeling store: prompts and labels in and out, people, vendors, backups."
 
 
 def _crawl(arguments: argparse.Namespace) -> None:
@@ -351,30 +327,6 @@ def _site(arguments: argparse.Namespace) -> None:
     from infra import demo, settings
 
     demo.run_site(settings.load(arguments))
-
-
-def _labels_import(arguments: argparse.Namespace) -> None:
-    from infra import desk, settings
-
-    desk.import_files(settings.load(arguments), arguments.files)
-
-
-def _labels_export(arguments: argparse.Namespace) -> None:
-    from infra import desk, settings
-
-    desk.export_to(settings.load(arguments), arguments.to)
-
-
-def _labels_account(arguments: argparse.Namespace) -> None:
-    from infra import desk, settings
-
-    desk.make_account(settings.load(arguments), arguments.name, arguments.role)
-
-
-def _labels_queue(arguments: argparse.Namespace) -> None:
-    from infra import desk, settings
-
-    desk.show_queue(settings.load(arguments))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -33,6 +33,7 @@ from infra.engine import (
     UnknownModelError,
 )
 from infra.openai_api import ApiError, ChatRequest, Envelope, StreamOptions, refusal
+from labeling_app.app_settings import Ability
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
 
@@ -51,6 +52,9 @@ class ServeConfig(Section):
     port: int = operational(8011, ge=0, le=65_535, description="0 takes a free one")
     max_tokens: int = Field(128, ge=1, description="length of an answer, unless the request says")
     queue_limit: int = operational(16, ge=1, description="requests at once; more are told 503")
+    abilities: tuple[Ability, ...] = operational(
+        (), description="what the model's card says that it can do for labelers: draft, critique, …"
+    )
 
 
 def _check_json(request: Request) -> None:
@@ -137,8 +141,10 @@ class Endpoints:
         max_tokens: int,
         clock: Callable[[], float],
         random: random.Random,
+        abilities: Sequence[str] = (),
     ) -> None:
         self.engine, self.max_tokens, self.clock, self.random = engine, max_tokens, clock, random
+        self.abilities = abilities
 
     async def health(self) -> Response:
         return JSONResponse({"status": "ok", "model": self.engine.model_id})
@@ -148,7 +154,8 @@ class Endpoints:
         identity = self.engine.model_id
         published = (self.engine.registry.folder(identity) / "config.json").stat().st_mtime
         about = {"object": "model", "created": int(published), "owned_by": "flywheel"}
-        data = [{"id": name, **about} for name in (identity, ALIAS)]
+        champion = {"id": identity, **about, "abilities": list(self.abilities)}
+        data = [champion, {"id": ALIAS, **about}]
         return JSONResponse({"object": "list", "data": data})
 
     async def chat(self, request: Request) -> Response:
@@ -198,9 +205,10 @@ def create_app(
     max_tokens: int = 128,
     clock: Callable[[], float] = time.time,
     draws: random.Random | None = None,
+    abilities: Sequence[str] = (),
 ) -> FastAPI:
     """/health, /v1/models and /v1/chat/completions; `max_tokens` is for requests without."""
-    endpoints = Endpoints(engine, max_tokens, clock, draws or random.SystemRandom())
+    endpoints = Endpoints(engine, max_tokens, clock, draws or random.SystemRandom(), abilities)
     app = FastAPI(title="Flywheel", openapi_url=None)
     app.add_api_route("/health", endpoints.health)
     app.add_api_route("/v1/models", endpoints.models)
@@ -249,7 +257,7 @@ def run_serve(config: ServeConfig, run: RunConfig) -> None:
         engine = Engine(Registry(run.root), queue_limit=config.queue_limit)
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(engine, config.max_tokens),
+                create_app(engine, config.max_tokens, abilities=config.abilities),
                 lifespan="off",
                 ws="none",
                 log_config=None,

@@ -21,3 +21,16 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([line(list(heads)), rule, *(line(row) for row in cells)])
+
+
+def printable(text: str) -> str:
+    """What models, users and files say must not drive this terminal."""
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text
+    )
+
+
+def short(text: str, width: int = 60) -> str:
+    """The beginning of a text, in one line."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= width else line[: width - 3] + "..."

@@ -1,5 +1,6 @@
 """The labeling app: `python -m labeling_app.app` serves it. Its pages are in views/."""
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import streamlit as st
 from starlette.middleware import Middleware
 
 from labeling_app import running
-from labeling_app.api import api_routes
+from labeling_app.api import Api
 from labeling_app.app_settings import OIDC_SECRET_VARIABLE, AppSettings
 from labeling_app.gate import SESSION_HEADER, Gate, inline_digests
 from labeling_app.launch import HOST_VARIABLE, PORT_VARIABLE
@@ -29,7 +30,7 @@ def build(store: Store, settings: AppSettings) -> st.App:
         routes=[
             *SignInPages(store, settings).routes(),
             *PageApi(store, settings).routes(),
-            *api_routes(store),
+            *Api(store).routes(),
         ],
         middleware=[gate],
         secrets=_secrets(store, settings),
@@ -42,6 +43,9 @@ def server_config(host: str, port: int, settings: AppSettings) -> dict[str, Any]
         "server.address": host,
         "server.port": port,
         "server.headless": True,
+        # A whole collection after every run of a page would take most of its time; Python's own
+        # come when there is something to collect.
+        "runner.postScriptGC": False,
         "server.fileWatcherType": "none",
         "server.maxUploadSize": 1,
         "server.trustedUserHeaders": {SESSION_HEADER: "flywheel_session"},
@@ -80,6 +84,8 @@ def _secrets(store: Store, settings: AppSettings) -> dict[str, Any]:
 
 def main() -> None:
     settings = running.settings()
+    gc.collect()
+    gc.freeze()  # what lives as long as the process is not looked through again and again
     host = os.environ.get(HOST_VARIABLE, "127.0.0.1")
     port = int(os.environ.get(PORT_VARIABLE, "8501"))
     build(running.store(), settings).run(config=server_config(host, port, settings))

@@ -284,7 +284,12 @@ def _choose(
             raise NotQualifiedError(
                 "the qualification was not passed this time; your lead can give you another try"
             )
-        return _known_answer(session, caller, kinds, "qualification")
+        slot = _known_answer(session, caller, kinds, "qualification")
+        if slot is None and "compare" in kinds:
+            raise NotQualifiedError(
+                "the qualification set has no task left for you; ask your lead to add some"
+            )
+        return slot
     if "compare" in kinds and not caller.simulated and _is_gold_turn(session, caller, settings):
         gold = _known_answer(session, caller, kinds, "gold")
         if gold is not None:
@@ -292,7 +297,8 @@ def _choose(
     drafted = exists().where(Draft.task_id == Slot.task_id, Draft.user_id == caller.id)
     has_drafts = session.scalar(select(exists().where(Draft.user_id == caller.id)))
     if has_drafts:
-        query = _free(caller).where(drafted, Slot.kind.in_(kinds)).limit(1)
+        mine = Slot.skill.in_(("", *caller.skills))
+        query = _free(caller).where(drafted, mine, Slot.kind.in_(kinds)).limit(1)
         if slot := session.scalars(query).one_or_none():
             return slot
     return _most_urgent(session, caller, kinds)

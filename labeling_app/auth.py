@@ -14,12 +14,12 @@ from typing import Literal, cast, get_args
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from labeling_app.schema import Membership, Project, SignInAttempt, User
-from labeling_app.store import PSEUDONYM_KEY, Store, record_event
+from labeling_app.schema import ApiToken, Invitation, Membership, Project, SignInAttempt, User
+from labeling_app.store import PSEUDONYM_KEY, Store, check_name, record_event
 from pipeline.core.errors import UserError
 
 Role = Literal["labeler", "reviewer", "lead", "engineer"]
@@ -33,6 +33,7 @@ MIN_PASSWORD, MAX_PASSWORD = 10, 200
 LOCAL = ""  # the issuer of accounts with passwords
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+_PSEUDONYM = re.compile(r"(person|simulated)-[0-9a-f]{16}")
 _HASHER = PasswordHasher()  # argon2id with the library's (RFC 9106's low-memory) costs
 # Verified for an unknown name, so that it takes as long as a known one.
 _NOBODY = _HASHER.hash("nobody")
@@ -138,6 +139,9 @@ def erase_account(store: Store, name: str) -> str:
         user.name = user.subject = user.pseudonym
         user.issuer, user.pw_hash, user.active = LOCAL, None, False
         user.erased_at = store.clock()
+        # What others wrote down to tell who it was.
+        session.execute(update(Invitation).where(Invitation.used_by == user.id).values(note=""))
+        session.execute(update(ApiToken).where(ApiToken.user_id == user.id).values(name="erased"))
         user.session_epoch += 1
         record_event(session, store.clock(), user.pseudonym, "erased", target(user))
         return user.pseudonym
@@ -301,6 +305,8 @@ def new_user(
     """Within a transaction. Raises UserError for a name that is no account's."""
     if not _NAME.fullmatch(name):
         raise UserError(f"account name {name!r}: use 1 to 40 of a-z, 0-9, dot, dash and underscore")
+    if _PSEUDONYM.fullmatch(name):
+        raise UserError(f"account name {name!r} looks like a pseudonym of an export; take another")
     row = User(
         issuer=issuer,
         subject=subject or name,
@@ -346,6 +352,14 @@ def _free_pseudonym(session: Session, key: bytes, name: str, simulated: bool) ->
         number += 1
         found = pseudonym(key, f"{name}\0{number}", simulated)
     return found
+
+
+def checked_skills(skills: tuple[str, ...]) -> tuple[str, ...]:
+    """Sorted and without doubles. Raises UserError for one that cannot be stored."""
+    named = {check_name(skill.strip(), "a skill") for skill in skills}
+    if long := [skill for skill in named if len(skill) > 64]:
+        raise UserError(f"skill {long[0]!r} has {len(long[0])} characters; at most 64 are taken")
+    return tuple(sorted(named))
 
 
 def check_role(role: str) -> None:

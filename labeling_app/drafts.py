@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import re
 from typing import Any
 
 from sqlalchemy import exists, select
@@ -10,9 +11,13 @@ from sqlalchemy.orm import Session
 from labeling_app.assignment import LeaseLostError
 from labeling_app.auth import WORKERS, Account, Caller, require
 from labeling_app.projects import settings_of
-from labeling_app.schema import Draft, Lease, Slot, Task
-from labeling_app.store import Store, check_text
+from labeling_app.schema import Demonstration, Draft, Lease, RankedSet, Slot, Task
+from labeling_app.store import MAX_TEXT_BYTES, Store
+from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json
+
+MAX_DRAFT_BYTES = 4 * MAX_TEXT_BYTES
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it, not the letters of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +35,7 @@ def save_draft(store: Store, who: Account, token: str, rev: int, body: dict[str,
     The lease need not be live, for typing is never thrown away; a live one is prolonged. Raises
     LeaseLostError once the task is submitted, UserError for what cannot be stored.
     """
-    check_text(canonical_json(body), "the draft")
+    _check(body)
     now = store.clock()
 
     def deed(session: Session) -> Kept:
@@ -54,6 +59,19 @@ def save_draft(store: Store, who: Account, token: str, rev: int, body: dict[str,
         return Kept(now, rev, kept=True)
 
     return store.transact(deed)
+
+
+def _check(body: dict[str, Any]) -> None:
+    """What may be handed in may be kept, however many signs JSON writes for it."""
+    text = canonical_json(body)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise UserError(f"the draft is not valid Unicode ({error.reason}); write it anew") from None
+    if _NUL.search(text):
+        raise UserError("the draft holds a NUL character; take it out")
+    if size > MAX_DRAFT_BYTES:
+        raise UserError(f"the draft has {size:,} bytes; at most {MAX_DRAFT_BYTES:,} are taken")
 
 
 def own_lease(session: Session, caller: Caller, token: str) -> Lease:
@@ -88,7 +106,11 @@ def in_force(session: Session, lease: Lease) -> Lease:
     held = session.scalar(
         select(exists().where(Lease.slot_id == slot.id, Lease.released.is_(None)))
     )
-    if not held and (slot.state in ("free", "void") or lease.purpose != "work"):
+    model = RankedSet if slot.kind == "compare" else Demonstration
+    replaced = lease.corrects is not None and session.scalar(
+        select(exists().where(model.supersedes_id == lease.corrects))
+    )
+    if not held and not replaced and (slot.state in ("free", "void") or lease.purpose != "work"):
         lease.released = lease.outcome = None
         if lease.purpose == "work":
             slot.state = "leased"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from sqlalchemy import exists, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from labeling_app.auth import project_id
@@ -151,6 +151,22 @@ def label_snapshot_hash(store: Store, project: str = "default") -> str:
             iter_conversations(session, number), iter_comparisons(session, number)
         )
         return _hash_of(records).hexdigest()
+
+
+def count_labels(store: Store, project: str = "default") -> int:
+    """How many there are at most, whatever is filtered."""
+    with store.read() as session:
+        number = project_id(session, project)
+        return sum(
+            session.scalar(
+                select(func.count())
+                .select_from(model)
+                .join(Task, Task.id == model.task_id)
+                .where(Task.project_id == number)
+            )
+            or 0
+            for model in (Demonstration, RankedSet)
+        )
 
 
 def read_labels(store: Store, project: str = "default") -> Labels:

@@ -42,7 +42,7 @@ def record_feedback(
         caller = require(session, who, *ROLES) if who else None
         actor = caller.pseudonym if caller else SOURCE
         number = caller.project_id if caller else project_id(session, project)
-        old = session.get(FeedbackRow, feedback.feedback_id)
+        old = session.get(FeedbackRow, (number, feedback.feedback_id))
         if old is not None and old.prompt_id != feedback.prompt_id:
             raise UserError(
                 f"feedback key {feedback.feedback_id!r} stands for another question already; give"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from labeling_app import auth, guidelines
+from labeling_app import auth, guidelines, message_trees
 from labeling_app.assignment import take_task
 from labeling_app.auth import Account
 from labeling_app.ranking import check_ranks
@@ -98,8 +98,11 @@ _Label = _Written | _Ranked
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
+    """`open_tasks`: what the line asks people for, beside the labels that it brings."""
+
     where: str
     labels: tuple[_Label, ...]
+    open_tasks: tuple[NewTask, ...] = ()
 
 
 def import_labels(
@@ -120,6 +123,7 @@ def _store(store: Store, project: str, path: Path, lines: Sequence[_Line]) -> Fi
     there = _already_there(store, lines)
     labels = [label for line in lines for label in line.labels]
     tasks = {label.task.key: label.task for label in labels}
+    tasks |= {task.key: task for line in lines for task in line.open_tasks}
     add_tasks(store, _importer(store, project), list(tasks.values()))
     people = {
         name: _labeler(store, project, name) for name in sorted({label.labeler for label in labels})
@@ -177,16 +181,16 @@ def _read(path: Path, overlap: int) -> list[_Line]:
     seen: dict[str, str] = {}
     for where, row in _rows(path):
         try:
-            labels = tuple(_labels(row, path.stem, overlap))
-            for label in labels:
-                check_task(label.task)
+            labels, asked = _content(row, path.stem, overlap)
+            for task in (*(label.task for label in labels), *asked):
+                check_task(task)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        for key in {label.task.key for label in labels}:
+        for key in {label.task.key for label in labels} | {task.key for task in asked}:
             if key in seen:
                 raise UserError(f"{where}: the same id as {seen[key]}; give it another")
             seen[key] = where
-        lines.append(_Line(where, labels))
+        lines.append(_Line(where, labels, asked))
     if not lines:
         raise UserError(f"{path} holds no labels; write one JSON object a line")
     return lines
@@ -241,6 +245,23 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
 
 
+def _content(
+    row: dict[str, Any], stem: str, overlap: int
+) -> tuple[tuple[_Label, ...], tuple[NewTask, ...]]:
+    if "message_tree_id" not in row:
+        return tuple(_labels(row, stem, overlap)), ()
+    labels: list[_Label] = []
+    asked: list[NewTask] = []
+    for piece in message_trees.pieces(row, stem, overlap):
+        if isinstance(piece, message_trees.RankedReplies):
+            labels.append(_Ranked(piece.task, message_trees.LABELER, piece.ranks))
+        elif isinstance(piece, message_trees.OneReply):
+            labels.append(_Written(piece.task, message_trees.LABELER, piece.answer))
+        else:
+            asked.append(piece)
+    return tuple(labels), tuple(asked)
+
+
 def _labels(row: dict[str, Any], stem: str, overlap: int) -> list[_Label]:
     kinds: list[tuple[set[str], Callable[[dict[str, Any], str, int], list[_Label]]]] = [
         ({"question", "answers", "ranks"}, _question),
@@ -252,6 +273,7 @@ def _labels(row: dict[str, Any], stem: str, overlap: int) -> list[_Label]:
         if needed <= set(row):
             return read(row, stem, overlap)
     shapes = "; ".join(", ".join(sorted(needed)) for needed, _ in kinds)
+    shapes += "; message_tree_id, prompt"
     raise UserError(f"has {', '.join(sorted(row)) or 'no keys'}; a line has one of: {shapes}")
 
 

@@ -9,11 +9,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from labeling_app import auth
-from labeling_app.auth import LOCAL, Account, DeniedError, require
-from labeling_app.schema import Invitation, Project, User
-from labeling_app.store import PSEUDONYM_KEY, Store, record_event
+from labeling_app.auth import LOCAL, Account, DeniedError, checked_skills, require
+from labeling_app.schema import Invitation, Membership, Project, User
+from labeling_app.sessions import token_digest
+from labeling_app.store import PSEUDONYM_KEY, Store, check_text, record_event
 from pipeline.core.errors import UserError
-from pipeline.core.identity import sha256_text
 
 LASTS = dt.timedelta(days=7)
 MAX_NOTE = 200
@@ -40,15 +40,20 @@ def invite(
     auth.check_role(role)
     if len(note) > MAX_NOTE:
         raise UserError(f"the note has {len(note)} characters; at most {MAX_NOTE} are taken")
+    if note:
+        check_text(note, "the note")
+    skills = checked_skills(skills)
+    if not dt.timedelta(minutes=1) <= lasts <= dt.timedelta(days=365):
+        raise UserError(f"an invitation lasts from a minute to a year, not {lasts}")
     now, token = store.clock(), store.token() + store.token()
     with store.write() as session:
         caller = require(session, who, "lead")
         row = Invitation(
             project_id=caller.project_id,
             role=role,
-            skills=sorted(set(skills)),
+            skills=list(skills),
             note=note,
-            token_sha256=sha256_text(token),
+            token_sha256=token_digest(token),
             created_by=caller.id,
             created_at=now,
             expires=now + lasts,
@@ -83,6 +88,16 @@ def accept(store: Store, token: str, name: str, password: str) -> Account:
         raise UserError(f"the name {name!r} is taken; choose another") from None
 
 
+def accept_signed_in(store: Store, token: str, who: Account) -> Account:
+    """Somebody who has an account joins one more project with it."""
+    with store.write() as session:
+        row = _open(store, session, token)
+        user = session.get(User, who.user_id)
+        if user is None or not user.active or user.session_epoch != who.session_epoch:
+            raise DeniedError("your session has ended; sign in again")
+        return _join(store, session, row, user)
+
+
 def accept_as(store: Store, token: str, issuer: str, subject: str, name: str) -> Account:
     """The same for somebody whom an OIDC issuer vouches for; an account that they have joins."""
     if not issuer or not subject or len(issuer) > 200 or len(subject) > 200:
@@ -91,7 +106,10 @@ def accept_as(store: Store, token: str, issuer: str, subject: str, name: str) ->
     with store.write() as session:
         row = _open(store, session, token)
         user = find_person(session, issuer, subject)
+        if user is not None and not user.active:
+            raise DeniedError("your account is closed")
         if user is None:
+            store.lock(session, "account names")
             free = _free_name(session, name)
             user = auth.new_user(session, store, key, free, None, issuer=issuer, subject=subject)
         return _join(store, session, row, user)
@@ -116,28 +134,32 @@ def find_person(session: Session, issuer: str, subject: str) -> User | None:
     ).one_or_none()
 
 
-def _row(session: Session, token: str) -> Invitation:
-    row = session.scalars(
-        select(Invitation)
-        .where(Invitation.token_sha256 == sha256_text(token))
-        .with_for_update(key_share=True)
-    ).one_or_none()
+def _row(session: Session, token: str, *, lock: bool = False) -> Invitation:
+    query = select(Invitation).where(Invitation.token_sha256 == token_digest(token))
+    row = session.scalars(query.with_for_update(key_share=True) if lock else query).one_or_none()
     if row is None:
         raise DeniedError("this is no invitation of ours; ask for a new one")
     return row
 
 
 def _open(store: Store, session: Session, token: str) -> Invitation:
-    row = _row(session, token)
+    row = _row(session, token, lock=True)
     if row.used_at is not None:
         raise DeniedError("this invitation was used; sign in, or ask for a new one")
     if row.expires <= store.clock():
         raise DeniedError("this invitation is over; ask for a new one")
+    inviter = session.get(User, row.created_by) if row.created_by else None
+    member = session.get(Membership, (row.created_by, row.project_id)) if row.created_by else None
+    if not (inviter and inviter.active and member and member.active and member.role == "lead"):
+        raise DeniedError("who invited you leads this project no longer; ask for a new one")
     return row
 
 
 def _join(store: Store, session: Session, row: Invitation, user: User) -> Account:
     now = store.clock()
+    member = session.get(Membership, (user.id, row.project_id))
+    if member is not None and member.active:
+        raise DeniedError("you are in this project already; the invitation is still good")
     auth.add_membership(session, user.id, row.project_id, row.role, tuple(row.skills))
     row.used_by, row.used_at = user.id, now
     record_event(session, now, user.pseudonym, "joined", f"invitation:{row.id}", role=row.role)

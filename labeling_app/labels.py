@@ -7,7 +7,13 @@ from typing import Any, Literal, cast
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from labeling_app.assignment import LeaseLostError, Work, new_lease, work_of
+from labeling_app.assignment import (
+    LeaseLostError,
+    Work,
+    new_lease,
+    release_expired,
+    work_of,
+)
 from labeling_app.auth import REVIEWERS, WORKERS, Account, Caller, DeniedError, require
 from labeling_app.drafts import own_lease
 from labeling_app.guidelines import require_read
@@ -133,6 +139,7 @@ def open_again(
     reason: str,
 ) -> Work:
     """Within a transaction: a lease on the label's slot, with a draft of the label as it is."""
+    release_expired(session, store.clock())
     held = session.scalars(
         select(Lease).where(Lease.slot_id == label.slot_id, Lease.released.is_(None))
     ).one_or_none()
@@ -156,8 +163,10 @@ def open_again(
         corrects=label.id,
     )
     lease.reason = reason or None
-    body = _body(session, label, lease.shown_order)
     draft = session.get(Draft, (task.id, caller.id))
+    if draft is not None and _was_typing(session, lease):
+        return work_of(session, lease)
+    body = _body(session, label, lease.shown_order)
     if draft is None:
         draft = Draft(task_id=task.id, user_id=caller.id, rev=0)
         session.add(draft)
@@ -165,6 +174,21 @@ def open_again(
     draft.rev = draft.rev + 1
     session.flush()
     return work_of(session, lease)
+
+
+def _was_typing(session: Session, lease: Lease) -> bool:
+    """Whether the person's last lease on the task was for the same and ended by time alone."""
+    last = session.scalars(
+        select(Lease)
+        .where(Lease.task_id == lease.task_id, Lease.user_id == lease.user_id, Lease.id != lease.id)
+        .order_by(Lease.id.desc())
+        .limit(1)
+    ).one_or_none()
+    return last is not None and (last.outcome, last.purpose, last.corrects) == (
+        "expired",
+        lease.purpose,
+        lease.corrects,
+    )
 
 
 def head(session: Session, caller: Caller, kind: LabelKind, label_id: int) -> Label:

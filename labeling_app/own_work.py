@@ -52,8 +52,14 @@ def own_work(store: Store, who: Account) -> OwnWork:
             return session.scalar(query) or 0
 
         def active(model: type[Demonstration] | type[RankedSet]) -> int:
-            query = select(func.sum(model.active_ms)).where(
-                model.user_id == caller.id, model.created_at >= midnight
+            query = (
+                select(func.sum(model.active_ms))
+                .join(Task, Task.id == model.task_id)
+                .where(
+                    model.user_id == caller.id,
+                    model.created_at >= midnight,
+                    Task.project_id == caller.project_id,
+                )
             )
             return int(session.scalar(query) or 0)
 
@@ -65,10 +71,22 @@ def own_work(store: Store, who: Account) -> OwnWork:
             )
             return session.scalar(query) or 0
 
-        put_back = select(func.count()).where(
-            Lease.user_id == caller.id, Lease.outcome.in_(("skipped", "flagged"))
+        put_back = (
+            select(func.count())
+            .select_from(Lease)
+            .join(Task, Task.id == Lease.task_id)
+            .where(
+                Lease.user_id == caller.id,
+                Lease.outcome.in_(("skipped", "flagged")),
+                Task.project_id == caller.project_id,
+            )
         )
-        drafts = select(func.count()).where(Draft.user_id == caller.id)
+        drafts = (
+            select(func.count())
+            .select_from(Draft)
+            .join(Task, Task.id == Draft.task_id)
+            .where(Draft.user_id == caller.id, Task.project_id == caller.project_id)
+        )
         return OwnWork(
             count(Demonstration, midnight),
             count(RankedSet, midnight),
@@ -92,11 +110,15 @@ def handed_in_today(store: Store, who: Account) -> int:
         caller = require(session, who, *ROLES)
         return (
             session.scalar(
-                select(func.count()).where(
+                select(func.count())
+                .select_from(Lease)
+                .join(Task, Task.id == Lease.task_id)
+                .where(
                     Lease.user_id == caller.id,
                     Lease.outcome == "submitted",
                     Lease.purpose == "work",
                     Lease.released >= midnight,
+                    Task.project_id == caller.project_id,
                 )
             )
             or 0

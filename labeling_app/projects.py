@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from labeling_app.auth import ROLES, Account, Role, require
+from labeling_app.auth import ROLES, Account, Role, check_role, checked_skills, require
 from labeling_app.schema import Membership, Project, User
 from labeling_app.store import Store, check_name, record_event
 from pipeline.core.errors import UserError
@@ -32,7 +32,7 @@ FLAGS = (
 class Settings(BaseModel):
     """How a project works; a lead changes it in the app or by `flywheel labels settings`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lease_minutes: int = Field(45, ge=1, le=1440, description="a task returns after this long")
     undo_minutes: int = Field(60, ge=0, le=10_080, description="own labels may be corrected")
@@ -172,9 +172,8 @@ def members(store: Store, who: Account) -> list[Member]:
 def assign(store: Store, who: Account, name: str, role: str, skills: tuple[str, ...]) -> None:
     """Give a member another role or other skills; it holds from their next step on."""
     now = store.clock()
-    skills = tuple(sorted({check_name(skill.strip(), "a skill")[:64] for skill in skills}))
-    if role not in ROLES:
-        raise UserError(f"role {role!r} is unknown; known are {', '.join(ROLES)}")
+    skills = checked_skills(skills)
+    check_role(role)
     with store.write() as session:
         caller = require(session, who, "lead")
         row, user = member_row(session, caller.project_id, name)

@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 
 from labeling_app.agreement import tau_b
 from labeling_app.auth import WORKERS, Account, Caller, DeniedError, require
-from labeling_app.guidelines import need_newest
 from labeling_app.projects import Settings, member_row, settings_of
 from labeling_app.schema import (
     InstructionVersion,
@@ -56,7 +55,7 @@ def standing_of(session: Session, caller: Caller, settings: Settings) -> Standin
         )
     )
     tries = session.execute(
-        select(Qualification.passed, Qualification.score, InstructionVersion.n)
+        select(Qualification.passed, Qualification.score, Qualification.tasks, InstructionVersion.n)
         .join(InstructionVersion, InstructionVersion.id == Qualification.version_id)
         .where(
             Qualification.user_id == caller.id,
@@ -65,7 +64,7 @@ def standing_of(session: Session, caller: Caller, settings: Settings) -> Standin
         .order_by(Qualification.id)
     ).all()
     valid = [row for row in tries if row.n >= (asked or 0)]
-    done = len(_submitted(session, caller)) - total * len(tries)
+    done = len(_submitted(session, caller)) - sum(row.tasks for row in tries)
     member = session.get_one(Membership, (caller.id, caller.project_id))
     return Standing(
         needed=not any(row.passed for row in valid),
@@ -81,13 +80,21 @@ def conclude(session: Session, store: Store, caller: Caller, settings: Settings)
     now = standing_of(session, caller, settings)
     if not now.needed or now.done < now.total:
         return
-    results = _submitted(session, caller)[-now.total :]
-    score = sum(tau >= settings.gold_mark for tau in results) / now.total
-    version = need_newest(session, caller.project_id)
+    results = _submitted(session, caller)[-now.done :]
+    score = sum(tau >= settings.gold_mark for tau, _ in results) / len(results)
+    # What was done under older instructions says nothing of newer ones.
+    version = session.get_one(InstructionVersion, min(version for _, version in results))
     passed = score >= settings.pass_mark
     at = store.clock()
     session.add(
-        Qualification(user_id=caller.id, version_id=version.id, score=score, passed=passed, at=at)
+        Qualification(
+            user_id=caller.id,
+            version_id=version.id,
+            tasks=len(results),
+            score=score,
+            passed=passed,
+            at=at,
+        )
     )
     verb = "qualified" if passed else "not-qualified"
     record_event(
@@ -106,10 +113,11 @@ def grant_try(store: Store, who: Account, name: str) -> None:
         )
 
 
-def _submitted(session: Session, caller: Caller) -> list[float]:
-    """Tau-b with gold of each qualification task that the person has handed in, oldest first."""
+def _submitted(session: Session, caller: Caller) -> list[tuple[float, int]]:
+    """Of each qualification task that the person has handed in, oldest first: tau-b with gold, and
+    the id of the instructions that it was done under."""
     rows = session.execute(
-        select(RankedSet.id, RankedSet.not_rankable, Task.gold)
+        select(RankedSet.id, RankedSet.not_rankable, RankedSet.version_id, Task.gold)
         .join(Task, Task.id == RankedSet.task_id)
         .where(
             RankedSet.user_id == caller.id,
@@ -120,7 +128,10 @@ def _submitted(session: Session, caller: Caller) -> list[float]:
         .order_by(RankedSet.id)
     ).all()
     return [
-        -1.0 if row.not_rankable else tau_b(ranks_of(session, row.id), row.gold) or 0.0
+        (
+            -1.0 if row.not_rankable else tau_b(ranks_of(session, row.id), row.gold) or 0.0,
+            row.version_id,
+        )
         for row in rows
     ]
 

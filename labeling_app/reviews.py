@@ -3,12 +3,13 @@ their own in its place. Nobody reviews their own work; a signal only leads here.
 
 import dataclasses
 import datetime as dt
+import re
 from typing import Any, cast
 
 from sqlalchemy import delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from labeling_app.assignment import Work
+from labeling_app.assignment import LeaseLostError, Work, release_expired
 from labeling_app.auth import REVIEWERS, Account, Caller, DeniedError, require
 from labeling_app.labels import Label, LabelKind, head, model_of, open_again, review_of, text_of
 from labeling_app.review_requests import request_review
@@ -44,6 +45,7 @@ REASONS = (
     "something else",
 )
 MAX_COMMENT = 2000
+_CLAUSE = re.compile(r"\d{1,2}(\.\d{1,2}){0,4}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,7 @@ def next_review(store: Store, who: Account) -> ToReview | None:
         caller = require(session, who, *REVIEWERS)
         store.lock(session, f"reviews {caller.project_id}")
         now = store.clock()
+        release_expired(session, now)
         session.execute(delete(ReviewClaim).where(ReviewClaim.expires <= now))
         held = session.scalars(
             select(ReviewRequest)
@@ -158,14 +161,18 @@ def review(
         raise UserError(f"the comment has {len(comment)} characters; at most {MAX_COMMENT}")
     if comment:
         check_text(comment, "the comment")
-    if len(clause) > 16:
-        raise UserError(f"clause {clause!r} is none of the instructions'")
+    if clause and not _CLAUSE.fullmatch(clause):
+        raise UserError(f"clause {clause!r} is none of the instructions'; write it like 2.1")
 
     def deed(session: Session) -> None:
         caller = require(session, who, *REVIEWERS)
         label = _reviewable(session, caller, kind, label_id)
         if label is None:
             return  # a double click
+        release_expired(session, store.clock())
+        held = select(Lease.user_id).where(Lease.slot_id == label.slot_id, Lease.released.is_(None))
+        if session.scalars(held).one_or_none() not in (None, caller.id):
+            raise LeaseLostError("somebody is correcting this label now; look again later")
         at = store.clock()
         row = Review(
             project_id=caller.project_id,
@@ -218,10 +225,13 @@ def adjudicate(store: Store, who: Account, kind: LabelKind, label_id: int, reaso
 def ask_for_review(store: Store, who: Account, kind: LabelKind, label_id: int, why: str) -> bool:
     """A lead's or a signal's wish that a peer reads this label; returns whether it is new."""
     check_text(why, "why")
-    with store.write() as session:
+
+    def deed(session: Session) -> bool:
         caller = require(session, who, "lead")
         head(session, caller, kind, label_id)
         return request_review(session, caller.project_id, kind, label_id, why[:200], store.clock())
+
+    return store.transact(deed)
 
 
 def _check_reason(reason: str) -> None:
@@ -243,7 +253,7 @@ def _reviewable(session: Session, caller: Caller, kind: LabelKind, label_id: int
                 Lease.task_id == label.task_id,
                 Lease.user_id == caller.id,
                 Lease.purpose != "adjudicate",
-                Lease.outcome == "submitted",
+                (Lease.outcome == "submitted") | Lease.released.is_(None),
             )
         )
     )
@@ -277,7 +287,19 @@ def _waiting(caller: Caller) -> Any:
             Lease.task_id == model.task_id,
             Lease.user_id == caller.id,
             Lease.purpose != "adjudicate",
-            Lease.outcome == "submitted",
+            (Lease.outcome == "submitted") | Lease.released.is_(None),
+        )
+
+    def own_or_held(kind: str) -> Any:
+        """Written by the caller, an adjudication say; or open for somebody else's correction."""
+        model = model_of(kind)
+        held = exists().where(
+            Lease.slot_id == model.slot_id,
+            Lease.user_id != caller.id,
+            Lease.released.is_(None),
+        )
+        return (ReviewRequest.target_kind == kind) & exists().where(
+            model.id == ReviewRequest.target_id, (model.user_id == caller.id) | held
         )
 
     return (
@@ -289,6 +311,8 @@ def _waiting(caller: Caller) -> Any:
             ~claimed,
             ~worked("demo"),
             ~worked("compare"),
+            ~own_or_held("demo"),
+            ~own_or_held("compare"),
         )
         .order_by(ReviewRequest.at, ReviewRequest.target_kind, ReviewRequest.target_id)
     )

@@ -6,6 +6,7 @@ is derived from the session, for the requests that they make themselves.
 
 import dataclasses
 import datetime as dt
+import hashlib
 import hmac
 import re
 from typing import Literal, get_args
@@ -14,10 +15,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from labeling_app.auth import Account, DeniedError, account, first_project, require
-from labeling_app.schema import ApiToken, User, WebSession
+from labeling_app.schema import ApiToken, Membership, User, WebSession
 from labeling_app.store import PAGE_KEY, Store, check_name, record_event
 from pipeline.core.errors import UserError
-from pipeline.core.identity import sha256_text
 
 SESSION = dt.timedelta(days=7)
 API_TOKEN = dt.timedelta(days=90)
@@ -41,7 +41,7 @@ def start_session(store: Store, who: Account) -> NewToken:
     with store.write() as session:
         row = WebSession(
             user_id=who.user_id,
-            token_sha256=sha256_text(token),
+            token_sha256=token_digest(token),
             session_epoch=who.session_epoch,
             created_at=now,
             expires=now + SESSION,
@@ -55,7 +55,7 @@ def find_session(store: Store, token: str) -> int | None:
     """The id of the live session of this token."""
     with store.read() as session:
         row = session.scalars(
-            select(WebSession).where(WebSession.token_sha256 == sha256_text(token))
+            select(WebSession).where(WebSession.token_sha256 == token_digest(token))
         ).one_or_none()
         return row.id if row and _user(session, store, row) else None
 
@@ -114,7 +114,7 @@ def create_api_token(
             project_id=caller.project_id,
             name=name,
             scopes=sorted(set(scopes)),
-            token_sha256=sha256_text(token),
+            token_sha256=token_digest(token),
             created_at=now,
             expires=now + lasts,
         )
@@ -130,7 +130,7 @@ def account_of_api(store: Store, token: str, scope: Scope) -> Account:
     """Raises DeniedError for an unknown, ended or expired token, and for another scope."""
     with store.read() as session:
         row = session.scalars(
-            select(ApiToken).where(ApiToken.token_sha256 == sha256_text(token))
+            select(ApiToken).where(ApiToken.token_sha256 == token_digest(token))
         ).one_or_none()
         if row is None or row.ended_at is not None or row.expires <= store.clock():
             raise DeniedError("this API token is unknown or has ended")
@@ -158,14 +158,33 @@ def api_tokens(store: Store, who: Account) -> list[tuple[int, str, list[str], dt
     """Id, name, scopes, expiry, and whether it still works, of the project's tokens."""
     with store.read() as session:
         caller = require(session, who, "lead", "engineer")
-        rows = session.scalars(
-            select(ApiToken).where(ApiToken.project_id == caller.project_id).order_by(ApiToken.id)
+        rows = session.execute(
+            select(ApiToken, User, Membership)
+            .join(User, User.id == ApiToken.user_id)
+            .join(
+                Membership,
+                (Membership.user_id == ApiToken.user_id)
+                & (Membership.project_id == ApiToken.project_id),
+            )
+            .where(ApiToken.project_id == caller.project_id)
+            .order_by(ApiToken.id)
         )
         now = store.clock()
         return [
-            (row.id, row.name, row.scopes, row.expires, row.ended_at is None and row.expires > now)
-            for row in rows
+            (
+                row.id,
+                row.name,
+                row.scopes,
+                row.expires,
+                row.ended_at is None and row.expires > now and user.active and member.active,
+            )
+            for row, user, member in rows
         ]
+
+
+def token_digest(token: str) -> str:
+    """What is kept of a token. Any string has one, for any string may be sent."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _user(session: Session, store: Store, row: WebSession) -> User | None:

@@ -56,7 +56,15 @@ class SignInPages:
         token = request.query_params.get("token", "")[:200]
         if self._settings.oidc is not None:
             return self._ask_the_issuer(token)
-        return await _answer(request, lambda _: self._invitation_page(token), self._accept)
+        return await _answer(request, lambda _: self._show_invitation(request, token), self._accept)
+
+    def _show_invitation(self, request: Request, token: str) -> Response:
+        who = self._who(request)
+        return self._invitation_page(token, signed_in_as=who.name if who else "")
+
+    def _who(self, request: Request) -> auth.Account | None:
+        session = self._session(request)
+        return sessions.account_of(self._store, session) if session is not None else None
 
     def _sign_in(self, request: Request, form: Form) -> Response:
         address = client_address(request, self._settings)
@@ -106,11 +114,22 @@ class SignInPages:
             return _password_page(str(error), 400)
         return self._signed_in(changed, "/")
 
-    def _invitation_page(self, token: str, problem: str = "", status: int = 200) -> Response:
+    def _invitation_page(
+        self, token: str, problem: str = "", status: int = 200, signed_in_as: str = ""
+    ) -> Response:
         try:
             invited = invitations.look_up(self._store, token)
         except auth.DeniedError as error:
             return trouble(str(error), 404)
+        if invited.open and signed_in_as:
+            values = {
+                "problem": problem,
+                "token": token,
+                "project": invited.project,
+                "role": invited.role,
+                "name": signed_in_as,
+            }
+            return _page("join", status, values)
         if not invited.open:
             return trouble(
                 "this invitation was used or is over; sign in, or ask for a new one", 410
@@ -124,8 +143,14 @@ class SignInPages:
         }
         return _page("invitation", status, values)
 
-    def _accept(self, _request: Request, form: Form) -> Response:
+    def _accept(self, request: Request, form: Form) -> Response:
         token, password = form.get("token", ""), form.get("password", "")
+        if "join" in form and (who := self._who(request)):
+            try:
+                invitations.accept_signed_in(self._store, token, who)
+            except UserError as error:
+                return self._invitation_page(token, str(error), 400, who.name)
+            return RedirectResponse("/", 303)
         if password != form.get("again"):
             return self._invitation_page(token, "The two passwords are not the same", 400)
         try:
@@ -209,6 +234,5 @@ def _page(name: str, status: int, values: Form) -> Response:
     folder = resources.files("labeling_app") / "pages"
     frame = (folder / "frame.html").read_text("utf-8")
     body = (folder / f"{name}.html").read_text("utf-8")
-    for key, value in values.items():
-        body = body.replace("{" + key + "}", html.escape(value))
-    return HTMLResponse(frame.replace("{body}", body), status, {"Cache-Control": "no-store"})
+    filled = body.format_map({key: html.escape(value) for key, value in values.items()})
+    return HTMLResponse(frame.replace("{body}", filled), status, {"Cache-Control": "no-store"})

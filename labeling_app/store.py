@@ -47,6 +47,7 @@ STORE_VARIABLE = "FLYWHEEL_LABELS"
 MAX_TEXT_BYTES = 1 << 20
 MAX_NAME = 200
 _BUSY_TIMEOUT_S = 30.0
+_LOOK_S = 0.002
 _CONNECT_ARGS: dict[str, dict[str, Any]] = {
     # A write that waits for a lock gives up before a person does.
     "postgresql": {"connect_timeout": 5, "options": "-c lock_timeout=10s -c timezone=UTC"}
@@ -179,6 +180,10 @@ class Store:
             self._keys[name] = bytes(found)
         return self._keys[name]
 
+    def forget_keys(self) -> None:
+        """Read them anew: another store's contents were put in this one."""
+        self._keys.clear()
+
     @contextlib.contextmanager
     def read(self) -> Generator[Session]:
         """One consistent view of the store; nothing written in it is kept."""
@@ -244,7 +249,10 @@ class Store:
         with self._writer.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(4733)"))
-            if upgrades.revision(connection) != upgrades.HEAD:  # no other process was quicker
+            found = upgrades.revision(connection)
+            if found != upgrades.HEAD:  # no other process was quicker
+                if self.is_sqlite and found is not None:
+                    _copy_before(str(self._engine.url.database), upgrades.HEAD)
                 upgrades.upgrade(connection)
             self._add_keys(connection)
 
@@ -263,9 +271,7 @@ class Store:
                 f"the labeling store {self} is of revision {found}, this code knows"
                 f" {upgrades.HEAD}; run the release that made it, or name another store"
             )
-        if self.is_sqlite:
-            _copy_before(self._engine, str(self._engine.url.database), upgrades.HEAD)
-        elif not upgrade:
+        if not self.is_sqlite and not upgrade:
             raise UserError(
                 f"the labeling store {self} is of revision {found}, this code needs"
                 f" {upgrades.HEAD}; stop the app, then `flywheel labels backup` with the release"
@@ -364,17 +370,15 @@ def _is_away(error: DBAPIError) -> bool:
     return False
 
 
-def _copy_before(engine: Engine, path: str, head: str) -> None:
-    """A whole copy of the file, beside it, named after the revision that it is about to get."""
+def _copy_before(path: str, head: str) -> None:
+    """A whole copy of the file, beside it, named after the revision that it is about to get. The
+    caller holds the write lock: what is read is what was last committed."""
     target = Path(f"{path}.before-{head}")
-    if target.exists():
-        return
-    source = engine.raw_connection()
     part = Path(f"{target}.part")
     part.unlink(missing_ok=True)
-    copy = sqlite3.connect(part)
+    source, copy = sqlite3.connect(path), sqlite3.connect(part)
     try:
-        source.driver_connection.backup(copy)  # type: ignore[union-attr]
+        source.backup(copy)
     finally:
         copy.close()
         source.close()
@@ -391,8 +395,25 @@ def _set_up_connection(dbapi: Any, _record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    write = connection.get_execution_options().get("flywheel_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    if not connection.get_execution_options().get("flywheel_write", False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # SQLite's own waiting looks for the lock ever more rarely, up to 0.1 s apart, and so never
+    # gets between the transactions of an import. This looks all the time.
+    dbapi: Any = connection.connection.driver_connection
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    dbapi.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                dbapi.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_S)
+    finally:
+        dbapi.execute(f"PRAGMA busy_timeout = {int(_BUSY_TIMEOUT_S * 1000)}")
 
 
 def _set_wal(engine: Engine) -> None:

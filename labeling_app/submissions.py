@@ -80,7 +80,9 @@ class Verdict:
 
     def digest(self, texts: Sequence[str]) -> str:
         """Of the ranking of these answers; what is not filled in does not count."""
-        more = [self.likert, self.flags, self.degree, self.comment, self.not_rankable]
+        likert = self.likert if any(each is not None for each in self.likert) else ()
+        flags = self.flags if any(self.flags) else ()
+        more = [likert, flags, self.degree, self.comment, self.not_rankable]
         said = more if any(each not in ((), None, "") for each in more) else []
         return sha256_text(canonical_json([list(texts), list(self.ranks), self.confidence, *said]))
 
@@ -250,8 +252,8 @@ def _check_turns(turns: Sequence[Message], kind: str) -> None:
 def _check_verdict(verdict: Verdict, num_answers: int, settings: Settings) -> None:
     if verdict.not_rankable:
         _check_reason(verdict.not_rankable, "the reason why it cannot be ranked")
-        if verdict.ranks or verdict.degree:
-            raise UserError("a set that cannot be ranked has no ranks")
+        if verdict.ranks or verdict.degree or any(each is not None for each in verdict.likert):
+            raise UserError("a set that cannot be ranked has no ranks and no quality")
     else:
         check_ranks(verdict.ranks, num_answers)
     if verdict.confidence is not None and verdict.confidence not in CONFIDENCES:
@@ -365,6 +367,12 @@ def _ask_for_review(
         return
     kind = "compare" if task.kind == "compare" else "demo"
     if lease.purpose == "adjudicate":
+        if session.scalar(
+            select(func.count()).where(
+                Review.target_kind == kind, Review.target_id == lease.corrects
+            )
+        ):
+            raise LeaseLostError("somebody has reviewed this label meanwhile; it stands")
         session.add(
             Review(
                 project_id=task.project_id,
@@ -414,6 +422,9 @@ def _put_back(store: Store, who: Account, token: str, reason: str, outcome: str)
             )
         if lease.purpose != "work":
             raise UserError("a correction is given up, not put back; the label stands as it was")
+        task = session.get_one(Task, lease.task_id)
+        if task.purpose == "qualification" and outcome == "skipped":
+            raise UserError("a qualification task is not skipped; say that it cannot be ranked")
         now = store.clock()
         lease.released, lease.outcome, lease.reason = now, outcome, reason
         record_event(

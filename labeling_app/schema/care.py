@@ -83,8 +83,8 @@ class ReviewRequest(Base):
 
 class FeedbackRow(Base):
     __tablename__ = "feedback"
+    project_id: Mapped[int] = mapped_column(ForeignKey(Project.id), primary_key=True)
     feedback_id: Mapped[str] = mapped_column(String(200), primary_key=True)
-    project_id: Mapped[int] = mapped_column(ForeignKey(Project.id), index=True)
     prompt_id: Mapped[str] = mapped_column(String(32))
     messages: Mapped[list[dict[str, Any]]]
     model_id: Mapped[str] = mapped_column(String(200))

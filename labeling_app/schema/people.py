@@ -140,6 +140,7 @@ class Qualification(Base):
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey(User.id), index=True)
     version_id: Mapped[int] = mapped_column(ForeignKey(InstructionVersion.id))
+    tasks: Mapped[int]
     score: Mapped[float]
     passed: Mapped[bool]
     at: Mapped[dt.datetime]

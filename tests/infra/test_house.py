@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra import cli, desk, settings
+from infra import cli, desk, labels, settings
 from pipeline.core.config import load_config
 from pipeline.core.errors import UserError
 
@@ -100,7 +100,7 @@ def test_labels_are_exported_to_a_folder_or_not_at_all(tmp_path: Path, place: st
     (tmp_path / "taken" / "conversations.parquet").mkdir(parents=True)
     config = load_config(cli.DEMO_CONFIG, [f"run.root={tmp_path}/data"])
     with pytest.raises(UserError, match=r"cannot write labels to .* name a folder") as caught:
-        desk.export_to(config, str(tmp_path / place))
+        labels.export_to(config, str(tmp_path / place), (), "", "", False)
     assert repr(str(tmp_path / place)) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "here before"

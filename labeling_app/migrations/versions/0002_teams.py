@@ -342,6 +342,7 @@ def _create() -> None:
         sa.Column("id", _ID, nullable=False),
         sa.Column("user_id", _ID, nullable=False),
         sa.Column("version_id", _ID, nullable=False),
+        sa.Column("tasks", sa.Integer(), nullable=False),
         sa.Column("score", sa.Double(), nullable=False),
         sa.Column("passed", sa.Boolean(), nullable=False),
         sa.Column("at", _TIME, nullable=False),
@@ -441,8 +442,8 @@ def _create() -> None:
     op.create_index("drafts_of_person", "drafts", ["user_id"], unique=False)
     op.create_table(
         "feedback",
-        sa.Column("feedback_id", sa.String(length=200), nullable=False),
         sa.Column("project_id", _ID, nullable=False),
+        sa.Column("feedback_id", sa.String(length=200), nullable=False),
         sa.Column("prompt_id", sa.String(length=32), nullable=False),
         sa.Column("messages", sa.JSON(), nullable=False),
         sa.Column("model_id", sa.String(length=200), nullable=False),
@@ -458,9 +459,8 @@ def _create() -> None:
             ["task_id"],
             ["tasks.id"],
         ),
-        sa.PrimaryKeyConstraint("feedback_id"),
+        sa.PrimaryKeyConstraint("project_id", "feedback_id"),
     )
-    op.create_index("ix_feedback_project_id", "feedback", ["project_id"], unique=False)
     op.create_table(
         "slots",
         sa.Column("id", _ID, nullable=False),
@@ -859,8 +859,11 @@ _EVENT = ("id", "at", "actor", "verb", "target", "payload")
 
 
 def _move_events(bind: sa.Connection, names: dict[str, str]) -> None:
-    events = sa.table("events", *map(sa.column, ("id", "at", "actor", "verb", "target", "payload")))
-    old = sa.table("v1_events", *map(sa.column, ("id", "at", "actor", "verb", "target", "payload")))
+    columns = {"at": _TIME, "payload": sa.JSON()}
+    events, old = (
+        sa.table(name, *(sa.column(each, columns.get(each)) for each in _EVENT))
+        for name in ("events", "v1_events")
+    )
     for row in bind.execute(sa.select(old).order_by(old.c.id)).all():
         kind, _, name = row.target.partition(":")
         target = f"user:{names[name]}" if kind == "user" and name in names else row.target

@@ -1,0 +1,108 @@
+"""What a person typed, when the server or the tab is killed under them: real kills, real browser."""
+
+import pytest
+from sqlalchemy import select
+
+from labeling_app import auth, guidelines
+from labeling_app.app_settings import AppSettings
+from labeling_app.export import read_labels
+from labeling_app.schema import Draft
+from labeling_app.store import open_store
+from tests.labeling_app import browser
+
+
+@pytest.fixture
+def desk(store, tasks):
+    """(store by the real clock, the running app, a page at the task)."""
+    tasks(2)
+    now = open_store(store.url)
+    who = auth.sign_in(now, "kaya", auth.create_account(now, "kaya", "labeler"))
+    who = auth.set_password(now, who, browser.PASSWORD)
+    guidelines.acknowledge(now, who, 1)
+    with browser.running(AppSettings(store=now.url)) as app, browser.chromium() as chromium:
+        page = chromium.new_context(viewport={"width": 1280, "height": 800}).new_page()
+        page.set_default_timeout(30_000)
+        browser.sign_in(page, app.url, "kaya")
+        page.get_by_label("Your answer").wait_for()
+        yield now, app, page
+    now.close()
+
+
+def _draft(store) -> str:
+    with store.read() as session:
+        draft = session.scalars(select(Draft)).one_or_none()
+    return draft.body["turns"][0]["text"] if draft else ""
+
+
+def test_a_killed_server_costs_at_most_two_seconds_of_typing(desk):
+    store, app, page = desk
+    answer = page.get_by_label("Your answer")
+    answer.focus()
+    answer.press_sequentially("0123456789" * 9, delay=50)  # 4.5 s of it, 20 signs a second
+    app.kill()
+    kept = _draft(store)
+    assert len(kept) >= 90 - 40, kept
+    answer.press_sequentially(" and more")
+    page.get_by_text("Offline: typing is kept on this computer").wait_for()
+    app.start()
+    page.get_by_text("saved ").wait_for()  # by itself, without a reload
+    assert _draft(store) == "0123456789" * 9 + " and more"
+
+
+def test_a_tab_that_is_closed_offline_gives_its_words_back(desk):
+    store, app, page = desk
+    page.get_by_label("Your answer").press_sequentially("Kept on this ")
+    page.get_by_text("saved ").wait_for()
+    app.kill()
+    page.get_by_label("Your answer").press_sequentially("computer.")
+    page.get_by_text("Offline").first.wait_for()
+    context = page.context
+    page.close()
+    app.start()
+    again = context.new_page()
+    again.goto(app.url)
+    answer = again.get_by_label("Your answer")
+    answer.wait_for()
+    assert answer.input_value() == "Kept on this computer."
+    again.get_by_text("saved ").wait_for()
+    assert _draft(store) == "Kept on this computer."
+
+
+def test_a_label_handed_in_while_the_server_is_away_arrives_once(desk):
+    store, app, page = desk
+    answer = page.get_by_label("Your answer")
+    answer.fill("Patience.")
+    app.kill()
+    answer.press("Control+Enter")
+    page.get_by_text("The server does not answer; trying again").wait_for()
+    app.start()
+    page.get_by_text("is handed in").wait_for()
+    assert [row.messages[-1].text for row in read_labels(store).conversations] == ["Patience."]
+
+
+def test_an_empty_answer_is_not_handed_in(desk):
+    store, _, page = desk
+    page.get_by_label("Your answer").press("Control+Enter")
+    page.get_by_text("The answer is empty; write something.").wait_for()
+    page.get_by_label("Your answer").fill("  \n ")
+    page.keyboard.press("Control+Enter")
+    page.get_by_text("The answer is empty; write something.").wait_for()
+    assert read_labels(store).conversations == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "مرحبا \u202e שלום 👩‍👩‍👧‍👦",
+        "![x](http://127.0.0.1:9/x.png)",
+        "  two  blanks\t",
+    ],
+    ids=["script", "right-to-left", "image", "blanks"],
+)
+def test_every_text_is_kept_as_it_was_typed(desk, text):
+    store, _, page = desk
+    page.get_by_label("Your answer").fill(text)
+    page.keyboard.press("Control+Enter")
+    page.get_by_text("is handed in").wait_for()
+    assert [row.messages[-1].text for row in read_labels(store).conversations] == [text]

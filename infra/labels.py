@@ -126,7 +126,7 @@ def export_to(
         raise UserError(f"cannot write labels to {folder!r}: {why}; name a folder") from None
     rows = [(name, entry["rows"]) for name, entry in done.manifest["files"].items()]
     print(table(("file", "rows"), rows))
-    print(f"{done.folder}/manifest.json")
+    print(f"{done.folder}/{formats.MANIFEST}")
 
 
 def import_prompts(
@@ -200,12 +200,16 @@ def change_settings(config: Config, changes: Sequence[str]) -> None:
 
 def make_token(config: Config, name: str, scopes: Sequence[str], days: int) -> None:
     store = open_labels(config)
+    if not 1 <= days <= 3650:
+        raise UserError(f"--days {days}; 1 to 3650 will do")
     lasts = dt.timedelta(days=days)
     made = sessions.create_api_token(store, _as_lead(config, store), name, tuple(scopes), lasts)
     print(f"API token {made.id}, until {made.expires:%d %b %Y}, shown only now: {made.token}")
 
 
 def back_up(config: Config, path: str) -> None:
+    if not path or Path(path).is_dir():
+        raise UserError(f"cannot write a backup to {path}: it is a folder; name a file")
     report = backup.back_up(open_labels(config), Path(path))
     print(f"{report.rows:,} rows of {report.tables} tables are in {path}; keep it safe")
 

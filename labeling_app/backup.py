@@ -7,11 +7,13 @@ import datetime as dt
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Table, func, insert, select, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from labeling_app import upgrades
 from labeling_app.schema import APPEND_ONLY, Base, refuse_changes
@@ -66,6 +68,7 @@ def restore(store: Store, path: Path, progress: Progress | None = None) -> Backu
     try:
         with zipfile.ZipFile(path) as archive:
             contents = _contents(archive, path)
+            _check_whole(archive, contents, path)
             with store.write() as session:
                 connection = session.connection()
                 _check_empty(connection, store)
@@ -74,13 +77,16 @@ def restore(store: Store, path: Path, progress: Progress | None = None) -> Backu
                     connection.execute(table.delete())
                 total = 0
                 for table in Base.metadata.sorted_tables:
-                    total += _fill(connection, table, archive, contents, path)
+                    total += _fill(connection, table, archive)
                     if progress is not None:
                         progress(total)
                 _advance_sequences(connection)
                 refuse_changes(connection, APPEND_ONLY)
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
         raise UserError(f"cannot read the backup {str(path)!r}: {error}") from None
+    except (KeyError, ValueError, TypeError, AttributeError, SQLAlchemyError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged: {why}") from None
     store.forget_keys()
     return BackupReport(total, len(contents["tables"]))
 
@@ -88,9 +94,10 @@ def restore(store: Store, path: Path, progress: Progress | None = None) -> Backu
 def _lines(connection: Connection, table: Table) -> Iterator[bytes]:
     query = select(table).order_by(*table.primary_key.columns)
     names = [column.name for column in table.columns]
-    for row in connection.execute(query.execution_options(yield_per=_BATCH)):
-        values = {name: _plain(value) for name, value in zip(names, row, strict=True)}
-        yield json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    with connection.execute(query.execution_options(yield_per=_BATCH)) as rows:
+        for row in rows:
+            values = {name: _plain(value) for name, value in zip(names, row, strict=True)}
+            yield json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:
@@ -124,6 +131,19 @@ def _contents(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     return contents
 
 
+def _check_whole(archive: zipfile.ZipFile, contents: dict[str, Any], path: Path) -> None:
+    """Before anything is written. Raises UserError if a table is not what was backed up."""
+    for table in Base.metadata.sorted_tables:
+        wanted = contents["tables"].get(table.name)
+        digest, rows = hashlib.sha256(), 0
+        with archive.open(f"{table.name}.jsonl") as file:
+            while line := file.readline(_MAX_LINE):
+                digest.update(line)
+                rows += 1
+        if wanted is None or (rows, digest.hexdigest()) != (wanted["rows"], wanted["sha256"]):
+            raise UserError(f"{path} is damaged: {table.name} is not what was backed up")
+
+
 def _check_empty(connection: Connection, store: Store) -> None:
     for name in ("tasks", "users", "prompts", "feedback"):
         table = Base.metadata.tables[name]
@@ -140,14 +160,11 @@ def _drop_guards(connection: Connection) -> None:
             connection.execute(text(f"DROP TRIGGER {table}_append_only ON {table}"))
 
 
-def _fill(
-    connection: Connection, table: Table, archive: zipfile.ZipFile, contents: Any, path: Path
-) -> int:
-    digest, rows = hashlib.sha256(), 0
+def _fill(connection: Connection, table: Table, archive: zipfile.ZipFile) -> int:
+    rows = 0
     batch: list[dict[str, Any]] = []
     with archive.open(f"{table.name}.jsonl") as file:
         while line := file.readline(_MAX_LINE):
-            digest.update(line)
             batch.append({name: _typed(value) for name, value in json.loads(line).items()})
             rows += 1
             if len(batch) == _BATCH:
@@ -155,9 +172,6 @@ def _fill(
                 batch = []
     if batch:
         connection.execute(insert(table), batch)
-    wanted = contents["tables"][table.name]
-    if (rows, digest.hexdigest()) != (wanted["rows"], wanted["sha256"]):
-        raise UserError(f"{path} is damaged: {table.name} is not what was backed up")
     return rows
 
 

@@ -183,8 +183,7 @@ def iter_conversations(
 ) -> Iterator[Conversation]:
     people, versions = _pseudonyms(session), _versions(session, project)
     query = _chosen(Demonstration, project, filters or Filters(), Task.source, Prompt.prompt_id)
-    rows: Iterable[Any] = session.execute(query.execution_options(yield_per=_BATCH))
-    for row, source, prompt_id in rows:
+    for row, source, prompt_id in _streamed(session, query):
         yield Conversation(
             conversation_id=_id("demonstration", row.idem_key),
             prompt_id=prompt_id,
@@ -207,8 +206,7 @@ def iter_comparisons(
 ) -> Iterator[Comparison]:
     people, versions = _pseudonyms(session), _versions(session, project)
     query = _chosen(RankedSet, project, filters or Filters(), Task.source, Prompt)
-    rows: Iterable[Any] = session.execute(query.execution_options(yield_per=_BATCH))
-    for batch in _batches(rows, _BATCH):
+    for batch in _batches(_streamed(session, query), _BATCH):
         responses = _responses(session, [row.id for row, *_ in batch])
         for row, source, prompt in batch:
             yield Comparison(
@@ -230,6 +228,12 @@ def iter_comparisons(
                 active_ms=row.active_ms,
                 vendor=row.vendor,
             )
+
+
+def _streamed(session: Session, query: Any) -> Iterator[Any]:
+    """The rows, a batch in memory at a time; whoever stops early closes the database's cursor."""
+    with session.execute(query.execution_options(yield_per=_BATCH)) as rows:
+        yield from rows
 
 
 def _chosen(

@@ -37,6 +37,7 @@ SPLITS = ("train", "heldout")
 # Llama 2's margins by degree of preference (Touvron et al. 2023, table 27, "margin small").
 MARGINS = {"significantly": 1.0, "clearly": 2 / 3, "slightly": 1 / 3, "negligibly": 0.0}
 _BATCH = 500
+MANIFEST = "labels-manifest.json"  # manifest.json is a stage's
 _DATASET_INFO = "llama-factory/dataset_info.json"
 
 Row = dict[str, Any]
@@ -59,7 +60,7 @@ def export(
     formats: Sequence[str] = FORMATS,
     progress: Progress | None = None,
 ) -> Exported:
-    """Stream the labels into a folder, of this machine or at any fsspec URL; manifest.json, written
+    """Stream the labels into a folder, of this machine or at any fsspec URL; its manifest, written
     last, holds the filters, counts, hashes and instruction versions.
 
     records: conversations and comparisons as Parquet and JSON Lines; trl: sft, preference and kto
@@ -69,7 +70,7 @@ def export(
         if name not in FORMATS:
             raise UserError(f"format {name!r} is unknown; known are {', '.join(FORMATS)}")
     chosen = filters or Filters()
-    manifest_url = storage.join(folder, "manifest.json")
+    manifest_url = storage.join(folder, MANIFEST)
     if storage.exists(manifest_url):
         storage.remove(manifest_url)  # while files change there is none
     versions: set[int] = set()

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labeling_app.store import MAX_TEXT_BYTES
-from labeling_app.tasks import KINDS, Kind, NewAnswer, NewTask, check_task
+from labeling_app.store import MAX_TEXT_BYTES, check_text
+from labeling_app.tasks import KINDS, Kind, NewAnswer, NewTask, Purpose, check_task
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json, sha256_text
 from pipeline.core.records import Message
@@ -22,7 +22,7 @@ _PROMPT_KEYS = ("prompt", "messages", "question", "instruction")
 _ANSWER_KEYS = ("responses", "answers")
 _OTHER_KEYS = ("id", "kind", "priority", "skill", "overlap", "gold", "purpose", "source")
 _KEYS = frozenset((*_PROMPT_KEYS, *_ANSWER_KEYS, *_OTHER_KEYS))
-_TOPIC = "Write a question that this text answers, and the ideal answer to it.\n\n"
+TOPIC = "Write a question that this text answers, and the ideal answer to it.\n\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,25 +85,29 @@ def task_of(row: dict[str, Any], stem: str, defaults: Defaults) -> NewTask:
         raise UserError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(_KEYS))}")
     prompt = _prompt(row)
     answers = tuple(_answer(each) for each in _list(row, *_ANSWER_KEYS))
-    kind = row.get("kind") or defaults.kind or ("compare" if len(answers) > 1 else "demo")
+    kind = _word(row, "kind") or defaults.kind or ("compare" if len(answers) > 1 else "demo")
     if kind not in KINDS:
         raise UserError(f"kind {kind!r}; one of {', '.join(KINDS)} will do")
     gold: Any = row.get("gold")
+    for text in (*(turn.text for turn in prompt), *(answer.text for answer in answers)):
+        check_text(text, "a text")
     identity = row.get("id")
+    if identity is not None and (isinstance(identity, bool) or not isinstance(identity, str | int)):
+        raise UserError(f"id = {identity!r}; a text or a whole number will do")
     if identity is None:
         turns = [[message.role, message.text] for message in prompt]
         identity = sha256_text(canonical_json([kind, turns, [a.text for a in answers]]))[:32]
     return NewTask(
-        key=f"{row.get('source') or stem}:{identity}",
+        key=f"{_word(row, 'source') or stem}:{identity}",
         kind=kind,
         prompt=prompt,
-        source=str(row.get("source") or defaults.source),
+        source=_word(row, "source") or defaults.source,
         answers=answers,
         overlap=_number(row, "overlap", defaults.overlap),
         priority=_number(row, "priority", defaults.priority),
-        skill=str(row.get("skill") or defaults.skill),
-        purpose=row.get("purpose") or ("gold" if gold is not None else "work"),
-        gold=tuple(gold) if isinstance(gold, list) else None,
+        skill=_word(row, "skill") or defaults.skill,
+        purpose=cast(Purpose, _word(row, "purpose") or ("gold" if gold is not None else "work")),
+        gold=_known_ranks(gold),
     )
 
 
@@ -112,11 +116,12 @@ def _of_document(row: dict[str, Any], defaults: Defaults) -> NewTask:
     if not isinstance(text, str) or not text.strip():
         raise UserError("the document has no text")
     cut = text[:_EXCERPT_CHARS]
-    excerpt = cut[: cut.rfind("\n")] if len(text) > _EXCERPT_CHARS and "\n" in cut else cut
+    end = cut.rfind("\n")
+    excerpt = cut[:end] if len(text) > _EXCERPT_CHARS and cut[:end].strip() and end > 0 else cut
     return NewTask(
         key=f"corpus:{row['doc_id']}",
         kind="question",
-        prompt=(Message.of("user", _TOPIC + excerpt),),
+        prompt=(Message.of("user", TOPIC + excerpt),),
         source="corpus",
         overlap=defaults.overlap,
         priority=defaults.priority,
@@ -125,7 +130,7 @@ def _of_document(row: dict[str, Any], defaults: Defaults) -> NewTask:
 
 
 def _prompt(row: dict[str, Any]) -> tuple[Message, ...]:
-    given: Any = next((row[key] for key in _PROMPT_KEYS if key in row), None)
+    given: Any = next((row[key] for key in _PROMPT_KEYS if row.get(key) is not None), None)
     if isinstance(given, str):
         return (Message.of("user", given),)
     if not isinstance(given, list) or not given:
@@ -135,13 +140,23 @@ def _prompt(row: dict[str, Any]) -> tuple[Message, ...]:
         content: Any = turn.get("content") if isinstance(turn, dict) else None
         role: Any = cast(dict[str, Any], turn).get("role") if isinstance(turn, dict) else None
         if isinstance(content, list):  # as Flywheel's own records have it
-            content = "".join(str(part.get("text") or "") for part in cast(list[Any], content))
+            content = _joined(cast(list[Any], content))
         if not isinstance(role, str) or not isinstance(content, str):
             raise UserError("a turn of the prompt is {role, content}, both texts")
         turns.append(Message.of(role, content))
     while turns and turns[-1].role == "assistant":
         turns.pop()  # a whole conversation: its last answer is what people are to write
     return tuple(turns)
+
+
+def _joined(parts: list[Any]) -> str:
+    texts: list[str] = []
+    for part in parts:
+        text: Any = cast(dict[str, Any], part).get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            raise UserError("a turn of the prompt has parts {type, text}, no others")
+        texts.append(text)
+    return "".join(texts)
 
 
 def _answer(value: Any) -> NewAnswer:
@@ -160,6 +175,24 @@ def _list(row: dict[str, Any], *keys: str) -> list[Any]:
     if not isinstance(value, list):
         raise UserError(f"{keys[0]} must be a list")
     return cast(list[Any], value)
+
+
+def _word(row: dict[str, Any], key: str) -> str:
+    """ "" if it is not there."""
+    value: Any = row.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{key} = {value!r}; a text will do")
+    return value
+
+
+def _known_ranks(gold: Any) -> tuple[int, ...] | None:
+    if gold is None:
+        return None
+    if not isinstance(gold, list):
+        raise UserError(f"gold = {gold!r}; a list of known ranks will do")
+    return tuple(cast(list[int], gold))
 
 
 def _number(row: dict[str, Any], key: str, default: int) -> int:

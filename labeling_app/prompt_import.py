@@ -15,7 +15,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from labeling_app.auth import Account, require
-from labeling_app.prompt_files import Defaults, Reject, read_prompts
+from labeling_app.prompt_files import TOPIC, Defaults, Reject, read_prompts
 from labeling_app.schema import EventRow, Prompt, Response, Slot, Task, TaskResponse
 from labeling_app.store import Store
 from labeling_app.tasks import NewTask, messages_json, messages_of
@@ -50,7 +50,8 @@ class NearPrompts:
     def __init__(self, store: Store, project: int) -> None:
         from datasketch import MinHashLSH  # 0.7 s, for imports alone
 
-        self._lsh: Any = MinHashLSH(threshold=THRESHOLD, num_perm=_SIGNER.num_lanes)
+        # Bands of 4: of pairs at 0.8 Jaccard 99.98% meet; `holds` compares those that do.
+        self._lsh: Any = MinHashLSH(num_perm=_SIGNER.num_lanes, params=(16, 4))
         self._lanes: dict[int, Any] = {}
         with store.read() as session:
             query = select(Prompt.id, Prompt.signature, Prompt.messages).where(
@@ -104,32 +105,47 @@ def import_prompts(
             tasks = [each for each in batch if isinstance(each, NewTask)]
             rejects += [each for each in batch if isinstance(each, Reject)]
             counts = add_in_bulk(store, who, tasks, near)
+            rejects += [
+                Reject(path.name, 0, f"task {key!r} exists with another prompt; give it an id", "")
+                for key in counts[3]
+            ]
             time.sleep(_PAUSE_S)
             lines += len(batch)
             added, known, similar = added + counts[0], known + counts[1], similar + counts[2]
             if progress is not None:
                 progress(lines)
-    if rejects_to is not None and rejects:
+    if rejects_to is not None and (rejects or rejects_to.exists()):
         _keep(rejects, rejects_to)
     return PromptReport(lines, added, known, similar, tuple(rejects))
 
 
 def add_in_bulk(
     store: Store, who: Account, tasks: Sequence[NewTask], near: NearPrompts | None
-) -> tuple[int, int, int]:
-    """(added, known, similar) of checked tasks, in one transaction."""
+) -> tuple[int, int, int, list[str]]:
+    """(added, known, similar, keys that stand for another prompt) of checked tasks, in one
+    transaction."""
     lanes = _SIGNER.sign([_text(task.prompt) for task in tasks]).lanes if tasks else []
     signatures = {task.key: row for task, row in zip(tasks, lanes, strict=True)}
 
-    def deed(session: Session) -> tuple[list[NewTask], int, int]:
+    def deed(session: Session) -> tuple[list[NewTask], int, int, list[str]]:
         caller = require(session, who, "lead", "engineer")
         keys = [task.key for task in tasks]
-        there = set(
-            session.scalars(
-                select(Task.key).where(Task.project_id == caller.project_id, Task.key.in_(keys))
-            )
+        there = dict(
+            session.execute(
+                select(Task.key, Prompt.content_sha256)
+                .join(Prompt, Prompt.id == Task.prompt_id)
+                .where(Task.project_id == caller.project_id, Task.key.in_(keys))
+            ).all()
         )
-        fresh = list({task.key: task for task in tasks if task.key not in there}.values())
+        fresh: list[NewTask] = []
+        clashes: list[str] = []
+        for task in tasks:
+            content = _content(task)
+            if task.key not in there:
+                there[task.key] = content
+                fresh.append(task)
+            elif there[task.key] != content:
+                clashes.append(task.key)
         chosen: list[NewTask] = []
         taken = np.empty((len(fresh), _SIGNER.num_lanes), np.uint32)
         for task in fresh:
@@ -141,15 +157,16 @@ def add_in_bulk(
             taken[len(chosen)] = own
             chosen.append(task)
         _insert(session, caller.project_id, caller.pseudonym, store.clock(), chosen, signatures)
-        return chosen, len(tasks) - len(fresh), len(fresh) - len(chosen)
+        known = len(tasks) - len(fresh) - len(clashes)
+        return chosen, known, len(fresh) - len(chosen), clashes
 
     if not tasks:
-        return 0, 0, 0
-    chosen, known, similar = store.transact(deed)
+        return 0, 0, 0, []
+    chosen, known, similar, clashes = store.transact(deed)
     if near is not None:
         for task in chosen:
             near.add(signatures[task.key])
-    return len(chosen), known, similar
+    return len(chosen), known, similar, clashes
 
 
 def _insert(
@@ -279,7 +296,7 @@ def _insert_answers(
 def _keep(rejects: Iterable[Reject], path: Path) -> None:
     lines = [json.dumps(dataclasses.asdict(reject), ensure_ascii=False) for reject in rejects]
     with storage.atomic_file(str(path)) as part:
-        Path(part).write_text("\n".join(lines) + "\n", "utf-8", errors="replace")
+        Path(part).write_text("".join(f"{line}\n" for line in lines), "utf-8", errors="replace")
 
 
 def _content(task: NewTask) -> str:
@@ -287,7 +304,9 @@ def _content(task: NewTask) -> str:
 
 
 def _text(messages: Sequence[Any]) -> str:
-    return "\n".join(message.text for message in messages)
+    """What is compared: not what many prompts share by design."""
+    turns = [message.text for message in messages if message.role != "system"]
+    return "\n".join(turns).removeprefix(TOPIC)
 
 
 def _minhash(lanes: Any) -> Any:

@@ -82,11 +82,16 @@ def read_scores(path: Path) -> dict[str, float]:
     except FileNotFoundError:
         raise UserError(f"no score file {str(path)!r}") from None
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError) as error:
-        raise UserError(f"{path} has no columns response_id and score ({error})") from None
+        why = str(error).splitlines()[0]
+        raise UserError(f"{path} has no columns response_id and score ({why})") from None
     scores: dict[str, float] = {}
     for row in table.to_pylist():
         value = row["score"]
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise UserError(f"{path}: the score of {row['response_id']!r} is {value!r}")
         scores[str(row["response_id"])] = float(value)
     return scores

@@ -19,6 +19,7 @@ from pipeline.core.records import Message, Part
 Kind = Literal["demo", "question", "compare"]
 Purpose = Literal["work", "gold", "qualification"]
 KINDS: tuple[Kind, ...] = ("demo", "question", "compare")
+PURPOSES: tuple[Purpose, ...] = ("work", "gold", "qualification")
 MAX_OVERLAP = 9
 MIN_ANSWERS, MAX_ANSWERS = 2, 9
 MAX_SKILL = 64
@@ -92,9 +93,18 @@ def check_task(task: NewTask) -> None:
         raise UserError(f"{name}: overlap {task.overlap}; 1 to {MAX_OVERLAP} will do")
     if not -(2**31) <= task.priority < 2**31:
         raise UserError(f"{name}: priority {task.priority}; at most 2^31 either way")
+    _check_words(task, name)
+    _check_gold(task, name)
+
+
+def _check_words(task: NewTask, name: str) -> None:
+    for what, text in (("skill", task.skill), ("source", task.source)):
+        if text:
+            check_text(text, f"{name}: the {what}")
     if len(task.skill) > MAX_SKILL or len(task.source) > MAX_SKILL:
         raise UserError(f"{name}: skill and source have at most {MAX_SKILL} characters")
-    _check_gold(task, name)
+    if task.purpose not in PURPOSES:
+        raise UserError(f"{name}: purpose {task.purpose!r}; one of {', '.join(PURPOSES)} will do")
 
 
 def _check_gold(task: NewTask, name: str) -> None:

@@ -94,7 +94,12 @@ def send_out(
         lines = [_line(store, session, batch, task, slot) for task, slot in work]
         lines += [_line(store, session, batch, task, None) for task in known]
         lines.sort(key=lambda line: str(line["item"]))  # items are random: so is the order
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from None
+        if (folder / TASKS).exists():
+            raise UserError(f"{folder / TASKS} is there from another batch; name another folder")
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         for name, content in ((TASKS, text), (INSTRUCTIONS, version.body_md)):
             with storage.atomic_file(str(folder / name)) as part:
@@ -223,7 +228,7 @@ def _read(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[Reject]]:
     rows: list[tuple[int, dict[str, Any]]] = []
     rejects: list[Reject] = []
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
     for number, data in enumerate(lines, 1):
@@ -325,7 +330,7 @@ def _lease_for(store: Store, them: Account, batch_id: int, item_id: str) -> str 
         ).one_or_none()
         if held is not None:
             return held.token if held.user_id == caller.id else None
-        if slot.state != "vendor":
+        if slot.state not in ("vendor", "free"):  # free: an earlier try was killed, its lease ended
             return None
         batch = session.get_one(VendorBatch, batch_id)
         version = session.get_one(InstructionVersion, batch.version_id)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import urllib.request
 from pathlib import Path
@@ -28,6 +29,7 @@ DRAFT = (
 )
 FINDING = [{"clause": "1.2", "quote": "egg", "why": "The task asks for one sentence."}]
 ANSWERS = [f"<b>Answer</b> {name}." for name in ("one", "two", "three", "four")]
+SAVED = re.compile(r"^saved \d")
 SHOTS = os.environ.get("FLYWHEEL_SHOTS")  # a folder, for whoever wants to look
 
 
@@ -134,7 +136,7 @@ def _write_three(page, app, store, model) -> None:
     answer.wait_for()
     assert page.get_by_text("How do I cook <i>egg</i> 0?").is_visible()  # shown as it is
     answer.press_sequentially("Boil it.")
-    page.get_by_text("saved ").wait_for()
+    page.get_by_text(SAVED).wait_for()
     page.reload()  # nobody is signed out, nothing is lost
     page.wait_for_function("() => true")
     expect_value(answer, "Boil it.")
@@ -162,7 +164,7 @@ def _write_three(page, app, store, model) -> None:
     page.get_by_text("Offline: typing is kept on this computer").wait_for()
     _shoot(page, "offline")
     page.context.set_offline(False)
-    page.get_by_text("saved ").wait_for()
+    page.get_by_text(SAVED).wait_for()
     assert own_work(store, _kaya(store)).drafts == 1
     page.keyboard.press("Control+Enter")
     page.get_by_text("Nothing for you now").wait_for()

@@ -4,6 +4,8 @@ const PAGE_HEADER = "X-Flywheel-Page";
 const SAVE_AFTER_MS = 500;   // after the last key
 const SAVE_WITHIN_MS = 1400; // after the first unsaved one: two seconds are the promise
 const RETRY_MS = [500, 1000, 2000, 4000, 5000];
+const TRIES = 14;            // about a minute
+const GO_ON_MS = 3000;       // a page that does not go on is asked again: its line may have been cut
 const IDLE_MS = 30000;       // without a key or a movement nobody is at work
 
 /** A node. Strings become text, never markup: what models and users wrote is shown as it is. */
@@ -319,9 +321,9 @@ class WorkPage {
   /** POST, tried again while nobody answers; the same key makes it count once. */
   async send(path, body) {
     let reply = await post(this.data, path, body);
-    for (let place = 0; mayRetry(reply) && place < 4 && !this.gone; place++) {
+    for (let place = 0; mayRetry(reply) && place < TRIES && !this.gone; place++) {
       this.problem.textContent = "The server does not answer; trying again…";
-      await sleep(RETRY_MS[place]);
+      await sleep(RETRY_MS[Math.min(place, RETRY_MS.length - 1)]);
       reply = await post(this.data, path, body);
     }
     this.problem.textContent = "";
@@ -374,7 +376,10 @@ class WorkPage {
 
   leave(how) {
     this.root.setAttribute("aria-busy", "true");
-    this.component.setTriggerValue("done", { task: this.data.task_id, how, at: Date.now() });
+    const go = () => this.component.setTriggerValue("done", { task: this.data.task_id, how, at: Date.now() });
+    clearInterval(this.leaving);
+    this.leaving = setInterval(go, GO_ON_MS);
+    go();
   }
 
   key(event) {
@@ -405,6 +410,7 @@ class WorkPage {
 
   close() {
     this.gone = true;
+    clearInterval(this.leaving);
     this.time.close();
     this.saver.flush({ keepalive: true });
     document.removeEventListener("keydown", this.onKey);

@@ -186,7 +186,8 @@ class Comparison:
     """One person's ranking of K answers to one prompt, as it was shown.
 
     `shown_order` holds indices into `responses`, in the order on the screen. `labeler` is a
-    pseudonym. `degree`: of two answers, how much the better one is better. Pairs are derived from this, never stored in its place.
+    pseudonym. `degree`: of two answers, how much the better one is better. Pairs are derived from
+    this, never stored in its place.
     """
 
     NAME: ClassVar[str] = "Comparison"

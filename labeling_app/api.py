@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from labeling_app.auth import Account
+from labeling_app.auth import Account, require
 from labeling_app.export import iter_comparisons, iter_conversations
 from labeling_app.formats import conversation_row, k_wise_row, preference_rows
 from labeling_app.page_api import status_of
@@ -69,6 +69,8 @@ class Api:
         if name not in ("conversations", "comparisons", "pairs"):
             raise UserError(f"no export {name!r}; conversations, comparisons or pairs will do")
 
+        await anyio.to_thread.run_sync(lambda: self._check_role(who))
+
         def lines() -> Iterator[bytes]:
             with self._store.read() as session:
                 if name == "conversations":
@@ -101,6 +103,10 @@ class Api:
                 "days": [{**dataclasses.asdict(d), "day": d.day.isoformat()} for d in now.days],
             }
         )
+
+    def _check_role(self, who: Account) -> None:
+        with self._store.read() as session:
+            require(session, who, "lead", "engineer")
 
     async def _who(self, request: Request, scope: Scope) -> Account:
         kind, _, token = request.headers.get("authorization", "").partition(" ")

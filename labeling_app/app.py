@@ -21,10 +21,16 @@ from pipeline.core.errors import UserError
 _LOOPBACK = ("127.0.0.1", "localhost")
 
 
-def build(store: Store, settings: AppSettings) -> st.App:
+def build(store: Store, settings: AppSettings, host: str = _LOOPBACK[0]) -> st.App:
     """The whole ASGI application: Streamlit behind the gate, with our own routes beside it."""
     page = (Path(st.__file__).parent / "static" / "index.html").read_text("utf-8")
-    gate = Middleware(Gate, store=store, settings=settings, inline_scripts=inline_digests(page))
+    gate = Middleware(
+        Gate,
+        store=store,
+        settings=settings,
+        inline_scripts=inline_digests(page),
+        hosts=_names(host, settings),
+    )
     return st.App(
         Path(__file__).parent / "views" / "main.py",
         routes=[
@@ -58,10 +64,14 @@ def server_config(host: str, port: int, settings: AppSettings) -> dict[str, Any]
         "theme.baseRadius": "6px",
         "logger.level": "warning",
     }
-    if settings.hosts or host in _LOOPBACK:
-        # Another host name that leads here is an attack (DNS rebinding).
-        config["server.allowedHosts"] = list(settings.hosts or _LOOPBACK)
+    if names := _names(host, settings):
+        config["server.allowedHosts"] = list(names)
     return config
+
+
+def _names(host: str, settings: AppSettings) -> tuple[str, ...]:
+    """The host names that lead here, () for any: that is for a proxy to decide."""
+    return settings.hosts or (_LOOPBACK if host in _LOOPBACK else ())
 
 
 def _secrets(store: Store, settings: AppSettings) -> dict[str, Any]:
@@ -88,7 +98,7 @@ def main() -> None:
     gc.freeze()  # what lives as long as the process is not looked through again and again
     host = os.environ.get(HOST_VARIABLE, "127.0.0.1")
     port = int(os.environ.get(PORT_VARIABLE, "8501"))
-    build(running.store(), settings).run(config=server_config(host, port, settings))
+    build(running.store(), settings, host).run(config=server_config(host, port, settings))
 
 
 if __name__ == "__main__":

@@ -205,8 +205,13 @@ def findings(reply: str, clauses: Sequence[Clause], text: str) -> tuple[Part, ..
         clause, why = str(values.get("clause", "")).strip(), str(values.get("why", "")).strip()
         quote = str(values.get("quote", ""))[:200]
         if clause in known and why:
-            found.append(Part(why[:500], clause, quote if quote in text else ""))
+            found.append(Part(_clean(why[:500]), clause, _clean(quote) if quote in text else ""))
     return tuple(found[:MAX_FINDINGS])
+
+
+def _clean(text: str) -> str:
+    """What every database can store."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def _assisted(session: Session, who: Account, token: str) -> tuple[Lease, Task]:
@@ -258,7 +263,7 @@ def _ask_one(
     try:
         asked = client(assistant)
         reply = asked.answer(assistant.model, messages, TIMEOUT_S, MAX_DRAFT_CHARS)
-        reply = reply.replace("\0", "").encode("utf-8", "replace").decode()
+        reply = _clean(reply)
         parts = paragraphs(reply) if kind == "draft" else findings(reply, clauses, text)
         if kind == "draft" and not parts:
             error = "the model had nothing to say"

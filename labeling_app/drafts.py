@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 import re
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
@@ -16,6 +16,7 @@ from labeling_app.store import MAX_TEXT_BYTES, Store
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json
 
+MAX_DEPTH = 20
 MAX_DRAFT_BYTES = 4 * MAX_TEXT_BYTES
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it, not the letters of it
 
@@ -63,6 +64,7 @@ def save_draft(store: Store, who: Account, token: str, rev: int, body: dict[str,
 
 def _check(body: dict[str, Any]) -> None:
     """What may be handed in may be kept, however many signs JSON writes for it."""
+    _check_depth(body, MAX_DEPTH)
     text = canonical_json(body)
     try:
         size = len(text.encode())
@@ -72,6 +74,18 @@ def _check(body: dict[str, Any]) -> None:
         raise UserError("the draft holds a NUL character; take it out")
     if size > MAX_DRAFT_BYTES:
         raise UserError(f"the draft has {size:,} bytes; at most {MAX_DRAFT_BYTES:,} are taken")
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if left < 0:
+        raise UserError(f"the draft is nested more than {MAX_DEPTH} deep; a page sends no such one")
+    inner: list[Any] = []
+    if isinstance(value, dict):
+        inner = list(cast(dict[str, Any], value).values())
+    elif isinstance(value, list):
+        inner = cast(list[Any], value)
+    for each in inner:
+        _check_depth(each, left - 1)
 
 
 def own_lease(session: Session, caller: Caller, token: str) -> Lease:

@@ -32,5 +32,6 @@ def provenance(session: Session, lease_id: int, answer: str) -> tuple[str, int |
 
 def edit_distance(one: str, other: str) -> int:
     """Levenshtein distance of the first MAX_COMPARED characters, plus the rest of the longer."""
-    rest = abs(max(len(one), MAX_COMPARED) - max(len(other), MAX_COMPARED))
+    tails = one[MAX_COMPARED:], other[MAX_COMPARED:]
+    rest = max(abs(len(tails[0]) - len(tails[1])), int(tails[0] != tails[1]))
     return int(Levenshtein.distance(one[:MAX_COMPARED], other[:MAX_COMPARED])) + rest

@@ -40,7 +40,9 @@ class Gate:
         store: Store,
         settings: AppSettings,
         inline_scripts: tuple[str, ...] = (),
+        hosts: tuple[str, ...] = (),
     ) -> None:
+        self._hosts = tuple(name.lower() for name in hosts)
         self._app, self._store, self._settings = app, store, settings
         self._policy = content_policy(inline_scripts).encode()
         self._limiter: anyio.CapacityLimiter | None = None
@@ -51,7 +53,10 @@ class Gate:
             return
         path = str(scope["path"])
         if path.startswith(_CLOSED):
-            await PlainTextResponse("not here", 404)(scope, receive, send)
+            await PlainTextResponse("not here", 404)(scope, receive, self._hardened(send))
+            return
+        if scope["type"] == "http" and not self._is_our_name(scope):
+            await PlainTextResponse("not our name", 400)(scope, receive, self._hardened(send))
             return
         claimed = SESSION_HEADER.lower().encode()
         headers = [pair for pair in scope["headers"] if pair[0].lower() != claimed]
@@ -63,15 +68,23 @@ class Gate:
                 if scope["type"] == "websocket":
                     session = None
                 else:
-                    await trouble(str(error))(scope, receive, send)
+                    await trouble(str(error))(scope, receive, self._hardened(send))
                     return
             if session is None and opens_page and self._settings.oidc is None:
                 target = f"/sign-in?next={quote(path)}"
-                await RedirectResponse(target, 303)(scope, receive, send)
+                await RedirectResponse(target, 303)(scope, receive, self._hardened(send))
                 return
             if session is not None:
                 headers.append((claimed, str(session).encode()))
         await self._app({**scope, "headers": headers}, receive, self._hardened(send))
+
+    def _is_our_name(self, scope: Scope) -> bool:
+        """Another host name that leads here is an attack (DNS rebinding)."""
+        if not self._hosts:
+            return True
+        host = Headers(scope=scope).get("host", "")
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        return name.lower().rstrip(".") in self._hosts
 
     async def _session(self, scope: Scope) -> int | None:
         token = Request({**scope, "type": "http"}).cookies.get(cookie_name(self._settings))

@@ -28,6 +28,7 @@ def start_app(settings: AppSettings, port: int, host: str = "127.0.0.1") -> subp
         VARIABLE: settings.model_dump_json(),
         HOST_VARIABLE: host,
         PORT_VARIABLE: str(port),
+        "FORWARDED_ALLOW_IPS": "",  # uvicorn believes nobody; trusted_proxies says whom we do
         "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH", "")])]),
     }
     command = [sys.executable, "-m", "labeling_app.app"]

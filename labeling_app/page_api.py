@@ -151,8 +151,8 @@ def hand_in(store: Store, who: Account, body: dict[str, Any]) -> Receipt:
         likert=placed("likert", None),
         flags=tuple(tuple(str(name) for name in each) for each in flags),
         degree=said.get("degree"),
-        comment=str(said.get("comment") or ""),
-        not_rankable=str(said.get("not_rankable") or ""),
+        comment=_said(said, "comment"),
+        not_rankable=_said(said, "not_rankable"),
     )
     return submit_comparison(store, who, token, verdict, key, trace)
 
@@ -224,4 +224,15 @@ def _text(body: dict[str, Any], key: str) -> str:
     value = body.get(key)
     if not isinstance(value, str):
         raise UserError(f"{key} must be a text")
+    if key in ("token", "key", "kind", "text", "action", "verb") and not _is_storable(value):
+        raise UserError(f"{key} holds what no database stores; write it anew")
     return value
+
+
+def _is_storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def _said(body: dict[str, Any], key: str) -> str:
+    """A text, or "" for none."""
+    return "" if body.get(key) is None else _text(body, key)

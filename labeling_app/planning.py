@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import json
 from collections import defaultdict
 
 from sqlalchemy import String, cast, func, or_, select
@@ -136,10 +137,11 @@ def find_tasks(
             .join(Prompt, Prompt.id == Task.prompt_id)
             .where(Task.project_id == caller.project_id)
             .order_by(Task.priority.desc(), Task.id)
-            .limit(limit)
         )
         if words:
-            like = f"%{words.replace('~', '~~').replace('%', '~%').replace('_', '~_')}%"
+            # The prompt lies there as JSON: what that finds is looked at once more below.
+            written = json.dumps(words, ensure_ascii=False)[1:-1]
+            like = f"%{written.replace('~', '~~').replace('%', '~%').replace('_', '~_')}%"
             query = query.where(
                 or_(
                     Task.key.ilike(like, escape="~"),
@@ -154,23 +156,32 @@ def find_tasks(
             query = query.where(Task.skill == skill)
         if flagged:
             query = query.where(flags > 0)
-        return [
-            FoundTask(
-                task.id,
-                task.key,
-                task.kind,
-                task.purpose,
-                task.state,
-                task.source,
-                task.skill,
-                task.priority,
-                done,
-                task.overlap,
-                flag,
-                messages_of(messages)[-1].text,
-            )
-            for task, messages, done, flag in session.execute(query)
-        ]
+        found: list[FoundTask] = []
+        with session.execute(query.execution_options(yield_per=limit)) as rows:
+            for task, messages, done, flag in rows:
+                turns = messages_of(messages)
+                said = [task.key, task.source, *(turn.text for turn in turns)]
+                if not any(words.lower() in each.lower() for each in said):
+                    continue
+                found.append(
+                    FoundTask(
+                        task.id,
+                        task.key,
+                        task.kind,
+                        task.purpose,
+                        task.state,
+                        task.source,
+                        task.skill,
+                        task.priority,
+                        done,
+                        task.overlap,
+                        flag,
+                        turns[-1].text,
+                    )
+                )
+                if len(found) == limit:
+                    break
+        return found
 
 
 def vendor_batches(store: Store, who: Account) -> list[VendorBatch]:

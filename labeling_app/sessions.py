@@ -35,9 +35,10 @@ class NewToken:
     expires: dt.datetime
 
 
-def start_session(store: Store, who: Account) -> NewToken:
-    """Sign a browser in; who may have to change the password first."""
-    now, token = store.clock(), store.token() + store.token()
+def start_session(store: Store, who: Account, token: str = "") -> NewToken:
+    """Sign a browser in; who may have to change the password first. `token`: one that stands for
+    a sign-in elsewhere."""
+    now, token = store.clock(), token or store.token() + store.token()
     with store.write() as session:
         row = WebSession(
             user_id=who.user_id,

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from labeling_app import auth, invitations, sessions
 from labeling_app.app_settings import AppSettings
-from labeling_app.store import Store
+from labeling_app.store import Store, StoreAwayError
 from pipeline.core.errors import UserError
 
 INVITATION_COOKIE = "flywheel_invitation"
@@ -71,6 +71,8 @@ class SignInPages:
         name, password = form.get("name", ""), form.get("password", "")
         try:
             who = auth.sign_in(self._store, name, password, address)
+        except StoreAwayError:
+            raise
         except UserError as error:
             return _sign_in_page(request, str(error), 401)
         return self._signed_in(who, inner_path(form.get("next", "/")))
@@ -110,6 +112,8 @@ class SignInPages:
         try:
             who = sessions.account_of(self._store, session)
             changed = auth.set_password(self._store, who, form.get("password", ""))
+        except StoreAwayError:
+            raise
         except UserError as error:
             return _password_page(str(error), 400)
         return self._signed_in(changed, "/")
@@ -148,6 +152,8 @@ class SignInPages:
         if "join" in form and (who := self._who(request)):
             try:
                 invitations.accept_signed_in(self._store, token, who)
+            except StoreAwayError:
+                raise
             except UserError as error:
                 return self._invitation_page(token, str(error), 400, who.name)
             return RedirectResponse("/", 303)
@@ -155,6 +161,8 @@ class SignInPages:
             return self._invitation_page(token, "The two passwords are not the same", 400)
         try:
             who = invitations.accept(self._store, token, form.get("name", ""), password)
+        except StoreAwayError:
+            raise
         except UserError as error:
             return self._invitation_page(token, str(error), 400)
         return self._signed_in(who, "/")

@@ -6,6 +6,8 @@ A write takes the database's write lock at its start, so what it read is still s
 
 import contextlib
 import datetime as dt
+import functools
+import json
 import os
 import secrets
 import sqlite3
@@ -338,6 +340,7 @@ def _engine(url: str) -> Engine:
             pool_size=8,
             max_overflow=32,
             pool_pre_ping=parsed.get_backend_name() != "sqlite",
+            json_serializer=functools.partial(json.dumps, ensure_ascii=False),
             connect_args=_CONNECT_ARGS.get(parsed.get_backend_name(), {}),
         )
     except (ArgumentError, NoSuchModuleError) as error:

@@ -2,7 +2,7 @@
 
 import functools
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import streamlit as st
@@ -93,7 +93,7 @@ def apply() -> None:
     st.html(_CSS)
 
 
-def account_bar(store: Store, who: Account) -> None:
+def account_bar(store: Store, who: Account, sign_out: Callable[[], None]) -> None:
     """Who is signed in, in which project, and the way out: at the top right of every page."""
     mine = projects.my_projects(store, who)
     with st.container(key="account", horizontal=True, vertical_alignment="center"):
@@ -111,7 +111,7 @@ def account_bar(store: Store, who: Account) -> None:
             # A form of our own: the cookie is taken away by the server, not by a rerun.
             link("/sign-out", f"{who.name} · sign out", "sign-out", post=True)
         else:
-            st.button(f"{who.name} · sign out", key="oidc-out", type="tertiary", on_click=st.logout)
+            st.button(f"{who.name} · sign out", key="oidc-out", type="tertiary", on_click=sign_out)
 
 
 def link(address: str, label: str, key: str, *, post: bool = False) -> None:

@@ -36,7 +36,7 @@ def main() -> None:
         elif who.must_change:
             _only(visitor.password_page)
         else:
-            look.account_bar(store, who)
+            look.account_bar(store, who, functools.partial(visitor.sign_out_of_oidc, store))
             if who.role in WORKERS and not guidelines.has_read_newest(store, who):
                 _only(functools.partial(instructions.page, store, who))
             else:

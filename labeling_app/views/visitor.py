@@ -1,11 +1,14 @@
 """Who is at this browser, and what somebody sees who has not signed in."""
 
+import hmac
+
 import streamlit as st
+from sqlalchemy.exc import IntegrityError
 
 from labeling_app import invitations, running, sessions
 from labeling_app.auth import Account, DeniedError
 from labeling_app.sign_in_pages import INVITATION_COOKIE
-from labeling_app.store import Store
+from labeling_app.store import PAGE_KEY, Store
 from labeling_app.views import look
 from pipeline.core.errors import UserError
 
@@ -39,8 +42,24 @@ def _session_id(store: Store) -> int | None:
     held: int | None = st.session_state.get("session")
     if held is not None or running.settings().oidc is None or not st.user.get("is_logged_in"):
         return held
+    # One session for one sign-in at the issuer, however many pages are opened.
+    said = f"{st.user.get('iss')} {st.user.get('sub')} {st.user.get('iat')} {st.user.get('nonce')}"
+    token = hmac.new(store.key(PAGE_KEY), said.encode(), "sha256").hexdigest()
+    if (found := sessions.find_session(store, token)) is not None:
+        return found
     who = _known_to_issuer(store)
-    return sessions.start_session(store, who).id if who else None
+    try:
+        return sessions.start_session(store, who, token).id if who else None
+    except IntegrityError:  # ended, or made by another page meanwhile
+        return sessions.find_session(store, token)
+
+
+def sign_out_of_oidc(store: Store) -> None:
+    """End the session here, then at the issuer's cookie."""
+    session_id: int | None = st.session_state.get("session")
+    if session_id is not None:
+        sessions.end_session(store, session_id)
+    st.logout()
 
 
 def _known_to_issuer(store: Store) -> Account | None:

@@ -70,7 +70,7 @@ def test_a_pointer_damaged_while_it_is_served_changes_nothing(
         (tmp_path / "pointers" / "champion").write_bytes(text)
         for _ in range(2):
             assert server.ask(**ASKED, max_tokens=1).model == first
-    assert [record.message.count("goes on") for record in caplog.records] == [1]
+    assert [message.count("goes on") for message in caplog.messages if first in message] == [1]
 
 
 @pytest.mark.parametrize("damage", ["changed on disk", "not numbers", "a reward model"])

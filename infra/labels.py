@@ -45,9 +45,17 @@ def import_files(config: Config, files: Sequence[str]) -> None:
     labels = config.section("labels", LabelsConfig)
     store = open_labels(config)
     publish(config, store)
-    report = imports.import_labels(store, files, labels.overlap, labels.project)
-    rows = [(f.name, f.lines, f.demonstrations, f.comparisons, f.already) for f in report.files]
-    print(table(("file", "lines", "answers", "rankings", "already there"), rows))
+    report = imports.import_labels(store, files, labels.overlap, labels.project, keep_good=True)
+    rows = [
+        (f.name, f.lines, f.demonstrations, f.comparisons, f.already, len(f.refused))
+        for f in report.files
+    ]
+    print(table(("file", "lines", "answers", "rankings", "already there", "refused"), rows))
+    refused = [why for file in report.files for why in file.refused]
+    for why in refused[:_SHOWN_REJECTS]:
+        print(printable(why))
+    if len(refused) > _SHOWN_REJECTS:
+        print(f"and {len(refused) - _SHOWN_REJECTS:,} more lines that cannot be used")
 
 
 def publish(config: Config, store: Store) -> None:

@@ -1,7 +1,8 @@
 """Labels from JSONL files, brought in through the very calls that the app makes.
 
 Lines are written answers or rankings by simulated accounts. A file is read and checked whole
-before its first label is stored; a rerun finds what is there by its keys and adds the rest.
+before its first label is stored; a rerun finds what is there by its keys and adds the rest. A line
+that cannot be used stops the file, or, with `keep_good`, is told by number beside the others.
 """
 
 import codecs
@@ -39,13 +40,15 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 @dataclasses.dataclass(frozen=True)
 class FileReport:
-    """`already`: labels of this file that an earlier run had stored."""
+    """`already`: labels of this file that an earlier run had stored. `refused`: why lines were left
+    out, each with its number."""
 
     name: str
     lines: int
     demonstrations: int
     comparisons: int
     already: int
+    refused: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,21 +109,33 @@ class _Line:
 
 
 def import_labels(
-    store: Store, files: Sequence[str | Path], overlap: int = 2, project: str = "default"
+    store: Store,
+    files: Sequence[str | Path],
+    overlap: int = 2,
+    project: str = "default",
+    keep_good: bool = False,
 ) -> ImportReport:
     """Bring in JSONL files of labels; each comparison asks for `overlap` rankings or as many as
     the file holds, whichever is more.
 
     A label that is there already is not touched. Raises UserError naming file, line and mend for
-    a line that cannot be used, and then nothing of that file is stored.
+    a line that cannot be used, and then nothing of that file is stored; with `keep_good` only that
+    line is not.
     """
-    parsed = [(Path(file), _read(Path(file), overlap)) for file in files]
+    parsed = [(Path(file), *_read(Path(file), overlap, keep_good)) for file in files]
     guidelines.publish_default(store, project=project)
-    return ImportReport(tuple(_store(store, project, path, lines) for path, lines in parsed))
+    return ImportReport(tuple(_store(store, project, *each, keep_good) for each in parsed))
 
 
-def _store(store: Store, project: str, path: Path, lines: Sequence[_Line]) -> FileReport:
-    there = _already_there(store, lines)
+def _store(
+    store: Store,
+    project: str,
+    path: Path,
+    lines: Sequence[_Line],
+    refused: list[str],
+    keep_good: bool,
+) -> FileReport:
+    there, lines = _already_there(store, lines, refused if keep_good else None)
     labels = [label for line in lines for label in line.labels]
     tasks = {label.task.key: label.task for label in labels}
     tasks |= {task.key: task for line in lines for task in line.open_tasks}
@@ -135,29 +150,49 @@ def _store(store: Store, project: str, path: Path, lines: Sequence[_Line]) -> Fi
         who = people[label.labeler]
         work = take_task(store, who, label.task.key)
         if work is None:
-            raise UserError(
+            full = (
                 f"{path}: all rankings of {label.task.key!r} are collected; "
                 "raise labels.overlap before its first import"
             )
+            if not keep_good:
+                raise UserError(full)
+            refused.append(full)
+            continue
         label.submit(store, who, work.token, _idem_key(label))
         new.append(label)
     demonstrations = sum(isinstance(label, _Written) for label in new)
+    already = sum(_idem_key(label) in there for label in labels)
     return FileReport(
-        path.name, len(lines), demonstrations, len(new) - demonstrations, len(labels) - len(new)
+        path.name,
+        len(lines),
+        demonstrations,
+        len(new) - demonstrations,
+        already,
+        tuple(refused),
     )
 
 
-def _already_there(store: Store, lines: Sequence[_Line]) -> set[str]:
+def _already_there(
+    store: Store, lines: Sequence[_Line], refused: list[str] | None
+) -> tuple[set[str], list[_Line]]:
+    """The keys of the labels that are there, and the lines that do not contradict them; the others
+    go to `refused`, or raise UserError."""
     digests = recorded(store, [_idem_key(label) for line in lines for label in line.labels])
+    good: list[_Line] = []
     for line in lines:
-        for label in line.labels:
-            digest = digests.get(_idem_key(label))
-            if digest not in (None, label.digest):
-                raise UserError(
-                    f"{line.where}: was imported before with other content; labels are never "
-                    "changed, so give the line a new id"
-                )
-    return set(digests)
+        if all(
+            digests.get(_idem_key(label), label.digest) == label.digest for label in line.labels
+        ):
+            good.append(line)
+            continue
+        changed = (
+            f"{line.where}: was imported before with other content; labels are never "
+            "changed, so give the line a new id"
+        )
+        if refused is None:
+            raise UserError(changed)
+        refused.append(changed)
+    return set(digests), good
 
 
 def _idem_key(label: _Label) -> str:
@@ -176,27 +211,42 @@ def _labeler(store: Store, project: str, name: str) -> Account:
     return who
 
 
-def _read(path: Path, overlap: int) -> list[_Line]:
+def _read(path: Path, overlap: int, keep_good: bool) -> tuple[list[_Line], list[str]]:
+    """The lines, and why others are refused."""
     lines: list[_Line] = []
+    refused: list[str] = []
     seen: dict[str, str] = {}
-    for where, row in _rows(path):
+    for where, data in _rows(path):
         try:
-            labels, asked = _content(row, path.stem, overlap)
-            for task in (*(label.task for label in labels), *asked):
-                check_task(task)
+            lines.append(_line(where, data, path.stem, overlap, seen))
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-        for key in {label.task.key for label in labels} | {task.key for task in asked}:
-            if key in seen:
-                raise UserError(f"{where}: the same id as {seen[key]}; give it another")
-            seen[key] = where
-        lines.append(_Line(where, labels, asked))
-    if not lines:
+            if not keep_good:
+                raise
+            refused.append(str(error))
+    if not lines and not refused:
         raise UserError(f"{path} holds no labels; write one JSON object a line")
-    return lines
+    return lines, refused
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _line(where: str, data: bytes, stem: str, overlap: int, seen: dict[str, str]) -> _Line:
+    if len(data) > MAX_LINE_BYTES:
+        raise UserError(f"{where}: a line over {MAX_LINE_BYTES:,} bytes; split it")
+    row = _object(data, where)
+    try:
+        labels, asked = _content(row, stem, overlap)
+        for task in (*(label.task for label in labels), *asked):
+            check_task(task)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    keys = {label.task.key for label in labels} | {task.key for task in asked}
+    if twice := sorted(keys & set(seen)):
+        raise UserError(f"{where}: the same id as {seen[twice[0]]}; give it another")
+    seen.update(dict.fromkeys(keys, where))
+    return _Line(where, labels, asked)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Each line that is not blank; of one that is too long only its beginning."""
     try:
         with path.open("rb") as file:
             number = 0
@@ -204,11 +254,11 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 number += 1
                 if number == 1:
                     data = data.removeprefix(codecs.BOM_UTF8)  # editors on Windows put it there
-                where = f"{path}:{number}"
-                if len(data) > MAX_LINE_BYTES:
-                    raise UserError(f"{where}: a line over {MAX_LINE_BYTES:,} bytes; split it")
                 if data.strip():
-                    yield where, _object(data, where)
+                    yield f"{path}:{number}", data
+                rest = data
+                while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+                    rest = file.readline(MAX_LINE_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"no label file {str(path)!r}") from None
     except OSError as error:

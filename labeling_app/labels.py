@@ -4,7 +4,7 @@ import dataclasses
 import datetime as dt
 from typing import Any, Literal, cast
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from labeling_app.assignment import (
@@ -63,7 +63,7 @@ def own_labels(store: Store, who: Account, limit: int = 20) -> list[OwnLabel]:
         found: list[OwnLabel] = []
         for kind in ("demo", "compare"):
             model = model_of(kind)
-            later = select(model.supersedes_id).where(model.supersedes_id.is_not(None))
+            newer = model.__table__.alias()
             rows = session.execute(
                 select(model, Review)
                 .join(Task, Task.id == model.task_id)
@@ -71,7 +71,7 @@ def own_labels(store: Store, who: Account, limit: int = 20) -> list[OwnLabel]:
                 .where(
                     model.user_id == caller.id,
                     Task.project_id == caller.project_id,
-                    model.id.not_in(later),
+                    ~exists().where(newer.c.supersedes_id == model.id),
                 )
                 .order_by(model.created_at.desc(), model.id.desc())
                 .limit(limit)

@@ -4,24 +4,25 @@ import dataclasses
 import datetime as dt
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 
-from sqlalchemy import String, cast, func, or_, select
+from sqlalchemy import String, case, cast, func, or_, select
 from sqlalchemy.orm import Session
 
 from labeling_app.auth import Account, require
 from labeling_app.projects import Settings, settings_of
+from labeling_app.reviews import unreviewed
 from labeling_app.schema import (
     Demonstration,
     Lease,
     Prompt,
     RankedSet,
-    ReviewRequest,
     Slot,
     Task,
     VendorBatch,
 )
 from labeling_app.store import Store
-from labeling_app.tasks import messages_of
+from labeling_app.tasks import PURPOSES, messages_of
 
 _PACE_DAYS = 14
 
@@ -37,9 +38,11 @@ class Day:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """`pace`: labels a working day, of the last 14 days; `done_on`: when the open slots are filled
-    at that pace, None if nobody works. `cost_per_label`: None if no hourly cost is set."""
+    at that pace, None if nobody works. `backlog`: labels still asked for at the end of each day.
+    `cost_per_label`: by kind; empty if no hourly cost is set."""
 
     days: tuple[Day, ...]
+    backlog: tuple[tuple[dt.date, int], ...]
     open_slots: dict[str, int]
     in_hand: int
     at_vendors: int
@@ -75,6 +78,7 @@ def plan(store: Store, who: Account, days: int = 60) -> Plan:
         project = caller.project_id
         settings = settings_of(session, project)
         counted = _days(session, project, since)
+        of_work = _days(session, project, since, "work")
         slots = dict(
             session.execute(
                 select(Slot.kind, func.count())
@@ -89,18 +93,21 @@ def plan(store: Store, who: Account, days: int = 60) -> Plan:
                 .group_by(Slot.state)
             ).all()
         )
-        waiting = session.scalar(select(func.count()).where(ReviewRequest.project_id == project))
-    recent = [each for each in counted if each.day > today - dt.timedelta(days=_PACE_DAYS)]
+        waiting = unreviewed(session, project)
+        left = sum(slots.values()) + states.get("leased", 0)
+        at_vendors = states.get("vendor", 0)
+        backlog = _backlog(session, project, since.date(), today, left + at_vendors, of_work)
+    recent = [each for each in of_work if each.day > today - dt.timedelta(days=_PACE_DAYS)]
     worked = {each.day for each in recent}
     pace = sum(each.labels for each in recent) / len(worked) if worked else 0.0
-    left = sum(slots.values()) + states.get("leased", 0)
     ahead = -(-left // pace) if pace else None
     return Plan(
         tuple(counted),
+        tuple(backlog),
         slots,
         states.get("leased", 0),
-        states.get("vendor", 0),
-        waiting or 0,
+        at_vendors,
+        waiting,
         pace,
         today + dt.timedelta(days=int(ahead)) if ahead is not None and ahead < 36500 else None,
         _costs(counted, settings),
@@ -117,9 +124,10 @@ def find_tasks(
     purpose: str = "",
     skill: str = "",
     flagged: bool = False,
+    ids: Sequence[int] | None = None,
     limit: int = 200,
 ) -> list[FoundTask]:
-    """Tasks whose key, source or prompt holds the words, the most urgent first."""
+    """Tasks whose key, source or prompt holds the words, the most urgent first. `ids`: of these."""
     with store.read() as session:
         caller = require(session, who, "lead", "engineer", "reviewer")
         filled = (
@@ -156,8 +164,12 @@ def find_tasks(
             query = query.where(Task.skill == skill)
         if flagged:
             query = query.where(flags > 0)
+        if ids is not None:
+            query = query.where(Task.id.in_(ids))
+        if not words:
+            query = query.limit(limit)
         found: list[FoundTask] = []
-        with session.execute(query.execution_options(yield_per=limit)) as rows:
+        with session.execute(query.execution_options(yield_per=200)) as rows:
             for task, messages, done, flag in rows:
                 turns = messages_of(messages)
                 said = [task.key, task.source, *(turn.text for turn in turns)]
@@ -196,20 +208,56 @@ def vendor_batches(store: Store, who: Account) -> list[VendorBatch]:
         return list(rows)
 
 
-def _days(session: Session, project: int, since: dt.datetime) -> list[Day]:
-    """Labels and active time by day and kind; corrections count by their time alone."""
-    found: dict[tuple[dt.date, str], list[int]] = defaultdict(lambda: [0, 0])
+def _days(session: Session, project: int, since: dt.datetime, *purposes: str) -> list[Day]:
+    """Labels and active time by day and kind, of tasks of these purposes or of all; corrections
+    count by their time alone."""
+    found: list[Day] = []
     for kind, model in (("write", Demonstration), ("compare", RankedSet)):
         rows = session.execute(
-            select(model.created_at, model.active_ms, model.supersedes_id)
+            select(
+                func.date(model.created_at),
+                func.sum(case((model.supersedes_id.is_(None), 1), else_=0)),
+                func.sum(model.active_ms),
+            )
             .join(Task, Task.id == model.task_id)
             .where(Task.project_id == project, model.created_at >= since)
+            .where(Task.purpose.in_(purposes or PURPOSES))
+            .group_by(func.date(model.created_at))
         )
-        for at, active_ms, supersedes_id in rows:
-            counts = found[(at.date(), kind)]
-            counts[0] += supersedes_id is None
-            counts[1] += active_ms
-    return [Day(day, kind, *found[(day, kind)]) for day, kind in sorted(found)]
+        found += [Day(_day(day), kind, int(labels), int(ms)) for day, labels, ms in rows]
+    return sorted(found, key=lambda each: (each.day, each.kind))
+
+
+def _backlog(
+    session: Session, project: int, since: dt.date, today: dt.date, left: int, done: list[Day]
+) -> list[tuple[dt.date, int]]:
+    """Labels still asked for at the end of each day, reckoned back from what is left now: before
+    a label came in there was one more, before a task was added as many fewer as it asks for."""
+    rows = session.execute(
+        select(func.date(Task.created_at), func.sum(Task.overlap))
+        .where(
+            Task.project_id == project,
+            Task.purpose == "work",
+            Task.created_at >= dt.datetime.combine(since, dt.time(), dt.UTC),
+        )
+        .group_by(func.date(Task.created_at))
+    )
+    added = {_day(day): int(number) for day, number in rows}
+    taken: dict[dt.date, int] = defaultdict(int)
+    for each in done:
+        taken[each.day] += each.labels
+    found: list[tuple[dt.date, int]] = []
+    day = today
+    while day >= since:
+        found.append((day, max(left, 0)))
+        left += taken[day] - added.get(day, 0)
+        day -= dt.timedelta(days=1)
+    return found[::-1]
+
+
+def _day(value: object) -> dt.date:
+    """What SQL's date() gives: a date, or on SQLite its text."""
+    return dt.date.fromisoformat(str(value))
 
 
 def _costs(days: list[Day], settings: Settings) -> dict[str, float]:

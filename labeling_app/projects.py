@@ -40,14 +40,16 @@ class Settings(BaseModel):
     unassisted_share: float = Field(0.2, ge=0, le=1, description="of the tasks: no LLM's help")
     review_share: float = Field(0.1, ge=0, le=1, description="of the labels: read by a peer")
     qualification_tasks: int = Field(0, ge=0, le=50, description="to pass first; 0: none")
-    pass_mark: float = Field(0.7, ge=0, le=1, description="mean gold score that qualifies")
+    pass_mark: float = Field(0.7, ge=0, le=1, description="share right that qualifies")
     qualification_tries: int = Field(2, ge=1, le=10, description="then the lead is asked")
     gold_mark: float = Field(0.5, ge=-1, le=1, description="tau-b with gold that counts as right")
     vendor_mark: float = Field(0.8, ge=0, le=1, description="share of gold right in a batch")
     daily_goal: int = Field(20, ge=1, le=1000, description="tasks a day, shown to labelers")
     hourly_cost: float = Field(0, ge=0, description="of an hour's work; 0: not shown")
-    currency: str = Field("EUR", max_length=8)
-    flags: tuple[str, ...] = Field(FLAGS, max_length=20, description="boxes for each answer")
+    currency: str = Field("EUR", max_length=8, description="of the hourly cost")
+    flags: tuple[str, ...] = Field(
+        FLAGS, max_length=20, description="boxes for each answer, one a line"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

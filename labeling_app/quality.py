@@ -80,7 +80,10 @@ class OddTime:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Answers written with help offered, or without: to see whether help anchors people."""
+    """Answers written with help offered, or without: to see whether help anchors people.
+
+    `changed`: of each answer that began with a draft, the share of it that differs, 0 to 1.
+    """
 
     assisted: bool
     labels: int
@@ -88,6 +91,7 @@ class Arm:
     median_chars: float
     by_origin: Mapping[str, int]
     median_edit_chars: float | None
+    changed: tuple[float, ...]
 
 
 def rankings(store: Store, who: Account, since: dt.datetime | None = None) -> list[Ranking]:
@@ -114,8 +118,7 @@ def agreement_by_week(found: Sequence[Ranking]) -> list[tuple[dt.date, Agreement
         last[each.task_id] = max(last.get(each.task_id, each.at), each.at)
     weeks: dict[dt.date, list[Ranking]] = defaultdict(list)
     for each in found:
-        day = last[each.task_id].date()
-        weeks[day - dt.timedelta(days=day.weekday())].append(each)
+        weeks[_monday(last[each.task_id])].append(each)
     return [(week, agreement(weeks[week])) for week in sorted(weeks)]
 
 
@@ -164,6 +167,24 @@ def own_agreement(store: Store, who: Account) -> tuple[Estimate | None, Estimate
     return share_interval(right, len(gold)), mean_interval(peers)
 
 
+def agreement_of_tasks(found: Sequence[Ranking]) -> list[tuple[int, dt.date, float]]:
+    """Of each task that two people or more ranked: its id, the Monday of the week in which its
+    last ranking came in, and the mean tau-b of each two of them (0 where it is not defined)."""
+    rows: list[tuple[int, dt.date, float]] = []
+    for group in _by_task(found):
+        pairs = itertools.combinations(group, 2)
+        taus = [tau_b(one.ranks, other.ranks) for one, other in pairs]
+        mean = statistics.fmean(tau or 0.0 for tau in taus)
+        rows.append((group[0].task_id, _monday(max(each.at for each in group)), mean))
+    return rows
+
+
+def best_place(ranking: Ranking) -> int | None:
+    """Where on the screen the one best answer was; None if several tie for it."""
+    best = [place for place, rank in enumerate(ranking.ranks) if rank == min(ranking.ranks)]
+    return ranking.shown_order.index(best[0]) if len(best) == 1 else None
+
+
 def position_bias(found: Sequence[Ranking]) -> dict[int, list[tuple[Estimate, float]]]:
     """For each K: how often the answer shown at each place was ranked best alone, beside the 1/K
     of nobody minding the place."""
@@ -171,10 +192,9 @@ def position_bias(found: Sequence[Ranking]) -> dict[int, list[tuple[Estimate, fl
     totals: dict[int, int] = defaultdict(int)
     for each in found:
         size = len(each.ranks)
-        best = [place for place in range(size) if each.ranks[place] == min(each.ranks)]
-        if len(best) == 1:
-            row = counts.setdefault(size, [0] * size)
-            row[each.shown_order.index(best[0])] += 1
+        place = best_place(each)
+        if place is not None:
+            counts.setdefault(size, [0] * size)[place] += 1
             totals[size] += 1
     return {
         size: [
@@ -193,7 +213,7 @@ def odd_times(store: Store, who: Account, since: dt.datetime | None = None) -> l
         caller = require(session, who, "lead", "engineer", "reviewer")
         found: list[OddTime] = []
         for kind, model in (("demo", Demonstration), ("compare", RankedSet)):
-            query = _standing(model, caller.project_id, since).where(
+            query = standing(model, caller.project_id, since).where(
                 model.active_ms > 0, model.vendor == "", Task.purpose == "work"
             )
             rows = session.execute(query).all()
@@ -238,7 +258,7 @@ def arms(store: Store, who: Account, since: dt.datetime | None = None) -> list[A
     """Written answers of one's own people with help offered beside those without."""
     with store.read() as session:
         caller = require(session, who, "lead", "engineer")
-        query = _standing(Demonstration, caller.project_id, since).where(
+        query = standing(Demonstration, caller.project_id, since).where(
             Demonstration.vendor == "", Task.purpose == "work"
         )
         rows = session.execute(
@@ -269,12 +289,17 @@ def arms(store: Store, who: Account, since: dt.datetime | None = None) -> list[A
                 statistics.median(lengths),
                 dict(origins),
                 statistics.median(edits) if edits else None,
+                tuple(
+                    min(1.0, row.edit_chars / max(length, 1))
+                    for row, length in zip(mine, lengths, strict=True)
+                    if row.edit_chars is not None
+                ),
             )
         )
     return found
 
 
-def _standing(
+def standing(
     model: type[Demonstration] | type[RankedSet], project: int, since: dt.datetime | None
 ) -> Select[int, int, int, int]:
     """Id, task, person and active time of the labels that no later one corrects."""
@@ -295,7 +320,7 @@ def _rankings(
     of_tasks: Select[int] | None = None,
 ) -> list[Ranking]:
     query = (
-        _standing(RankedSet, project, since)
+        standing(RankedSet, project, since)
         .where(RankedSet.not_rankable == "")
         .add_columns(
             Task.purpose, Task.gold, RankedSet.shown_order, RankedSet.created_at.label("at")
@@ -332,6 +357,10 @@ def _rankings(
         )
         for row in rows
     ]
+
+
+def _monday(at: dt.datetime) -> dt.date:
+    return at.date() - dt.timedelta(days=at.weekday())
 
 
 def _compared(

@@ -11,26 +11,18 @@ from sqlalchemy.orm import Session
 
 from labeling_app.assignment import LeaseLostError, Work, release_expired
 from labeling_app.auth import REVIEWERS, Account, Caller, DeniedError, require
-from labeling_app.labels import Label, LabelKind, head, model_of, open_again, review_of, text_of
+from labeling_app.label_view import LabelView, label_view
+from labeling_app.labels import Label, LabelKind, head, model_of, open_again, review_of
 from labeling_app.review_requests import request_review
 from labeling_app.schema import (
-    Assist,
-    AssistAction,
-    Demonstration,
-    InstructionVersion,
     Lease,
-    Prompt,
-    RankedItem,
-    RankedSet,
     Review,
     ReviewClaim,
     ReviewRequest,
     Task,
 )
 from labeling_app.store import Store, check_text, record_event
-from labeling_app.tasks import answers_of, messages_of
 from pipeline.core.errors import UserError
-from pipeline.core.records import Message
 
 CLAIM = dt.timedelta(minutes=30)
 GAP = "the instructions have a gap"
@@ -49,45 +41,10 @@ _CLAUSE = re.compile(r"\d{1,2}(\.\d{1,2}){0,4}")
 
 
 @dataclasses.dataclass(frozen=True)
-class ShownAssist:
-    kind: str
-    model: str
-    shown_at: dt.datetime
-    parts: tuple[str, ...]
-    actions: tuple[tuple[int, str], ...]
+class ToReview(LabelView):
+    """A label as its reviewer sees it, and why it waits."""
 
-
-@dataclasses.dataclass(frozen=True)
-class RankedAnswer:
-    text: str
-    rank: int
-    likert: int | None
-    flags: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class ToReview:
-    """A label as its reviewer sees it: not whose it is, but all that its author saw.
-
-    `answers` are in the order that the author was shown; empty for a demonstration.
-    """
-
-    kind: LabelKind
-    id: int
-    task_id: int
     why: str
-    prompt: tuple[Message, ...]
-    turns: tuple[Message, ...]
-    answers: tuple[RankedAnswer, ...]
-    words: dict[str, str]
-    instruction_version: int
-    origin: str
-    edit_chars: int | None
-    pasted_chars: int
-    active_ms: int
-    created_at: dt.datetime
-    assists: tuple[ShownAssist, ...]
-    earlier: tuple[str, ...]
 
 
 def next_review(store: Store, who: Account) -> ToReview | None:
@@ -139,6 +96,12 @@ def waiting(store: Store, who: Account) -> int:
             )
             or 0
         )
+
+
+def unreviewed(session: Session, project: int) -> int:
+    """How many labels of the project wait for anybody's review."""
+    asked = (ReviewRequest.project_id == project, ~_done("demo"), ~_done("compare"))
+    return session.scalar(select(func.count()).select_from(ReviewRequest).where(*asked)) or 0
 
 
 def review(
@@ -325,92 +288,4 @@ def _oldest(session: Session, caller: Caller) -> ReviewRequest | None:
 def _view(session: Session, request: ReviewRequest) -> ToReview:
     kind = cast(LabelKind, request.target_kind)
     label = session.get_one(model_of(kind), request.target_id)
-    task = session.get_one(Task, label.task_id)
-    prompt = messages_of(session.get_one(Prompt, task.prompt_id).messages)
-    return ToReview(
-        kind=kind,
-        id=label.id,
-        task_id=task.id,
-        why=request.why,
-        prompt=prompt,
-        turns=_turns(label, task, len(prompt)),
-        answers=_answers(session, label),
-        words=_words(label),
-        instruction_version=session.get_one(InstructionVersion, label.version_id).n,
-        origin=label.origin if isinstance(label, Demonstration) else "human",
-        edit_chars=label.edit_chars if isinstance(label, Demonstration) else None,
-        pasted_chars=label.pasted_chars if isinstance(label, Demonstration) else 0,
-        active_ms=label.active_ms,
-        created_at=label.created_at,
-        assists=_assists(session, label),
-        earlier=_earlier(session, kind, label),
-    )
-
-
-def _turns(label: Label, task: Task, prompt_length: int) -> tuple[Message, ...]:
-    if not isinstance(label, Demonstration):
-        return ()
-    return messages_of(label.messages)[0 if task.kind == "question" else prompt_length :]
-
-
-def _answers(session: Session, label: Label) -> tuple[RankedAnswer, ...]:
-    if not isinstance(label, RankedSet):
-        return ()
-    texts = [row.text for row in answers_of(session, label.task_id)]
-    items = session.scalars(
-        select(RankedItem).where(RankedItem.comparison_id == label.id).order_by(RankedItem.position)
-    ).all()
-    return tuple(
-        RankedAnswer(
-            texts[place], items[place].rank, items[place].likert, tuple(items[place].flags)
-        )
-        for place in label.shown_order
-    )
-
-
-def _words(label: Label) -> dict[str, str]:
-    if isinstance(label, Demonstration):
-        return {}
-    said = {
-        "cannot be ranked": label.not_rankable,
-        "how sure": label.confidence or "",
-        "how much better": label.degree or "",
-        "comment": label.comment,
-    }
-    return {key: value for key, value in said.items() if value}
-
-
-def _assists(session: Session, label: Label) -> tuple[ShownAssist, ...]:
-    rows = session.scalars(
-        select(Assist)
-        .join(Lease, Lease.id == Assist.lease_id)
-        .where(Lease.task_id == label.task_id, Lease.user_id == label.user_id, Assist.error == "")
-        .order_by(Assist.id)
-    ).all()
-    return tuple(
-        ShownAssist(
-            row.kind,
-            row.model,
-            row.shown_at,
-            tuple(str(part.get("text", "")) for part in row.output),
-            tuple(
-                (action.part, action.action)
-                for action in session.scalars(
-                    select(AssistAction)
-                    .where(AssistAction.assist_id == row.id)
-                    .order_by(AssistAction.id)
-                )
-            ),
-        )
-        for row in rows
-    )
-
-
-def _earlier(session: Session, kind: LabelKind, label: Label) -> tuple[str, ...]:
-    found: list[str] = []
-    before = label.supersedes_id
-    while before is not None:
-        old = session.get_one(model_of(kind), before)
-        found.append(text_of(session, old))
-        before = old.supersedes_id
-    return tuple(found)
+    return ToReview(**vars(label_view(session, kind, label)), why=request.why)

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -157,6 +158,7 @@ class Store:
         )
         self.is_sqlite = self._engine.dialect.name == "sqlite"
         self._keys: dict[str, bytes] = {}
+        self._here = threading.local()  # .view: the session of this thread's `one_view`
         try:
             self._prepare(upgrade)
         except (DatabaseError, sqlite3.DatabaseError) as error:
@@ -189,8 +191,27 @@ class Store:
     @contextlib.contextmanager
     def read(self) -> Generator[Session]:
         """One consistent view of the store; nothing written in it is kept."""
+        view: Session | None = getattr(self._here, "view", None)
+        if view is not None:
+            yield view
+            return
         with self._available(), Session(self._reader) as session:
             yield session
+
+    @contextlib.contextmanager
+    def one_view(self) -> Generator[None]:
+        """What the services called within read, they read from one view, as the store was at the
+        first of them: a page that asks many of them loads a row once. What is written meanwhile,
+        also by these services themselves, is not seen until it ends."""
+        outer: Session | None = getattr(self._here, "view", None)
+        kept: list[object] = []  # the session itself forgets a row that nobody holds
+        with self.read() as session:
+            event.listen(session, "loaded_as_persistent", lambda _, row: kept.append(row))
+            self._here.view = session
+            try:
+                yield
+            finally:
+                self._here.view = outer
 
     @contextlib.contextmanager
     def write(self) -> Generator[Session]:

@@ -29,17 +29,10 @@ def _settings(store: Store, who: Account, settings: Settings) -> None:
     st.subheader("Settings", anchor=False)
     values: dict[str, Any] = {}
     with st.form("settings"):
-        for name, field in Settings.model_fields.items():
-            now = getattr(settings, name)
-            label = f"{name.replace('_', ' ')}: {field.description or ''}".rstrip(": ")
-            if isinstance(now, tuple):
-                text = st.text_area(label, "\n".join(map(str, now)), key=f"set-{name}")
-                values[name] = tuple(line for line in (text or "").splitlines() if line.strip())
-            elif isinstance(now, str):
-                values[name] = st.text_input(label, now, key=f"set-{name}")
-            else:
-                step = 1 if isinstance(now, int) else 0.01
-                values[name] = st.number_input(label, value=now, step=step, key=f"set-{name}")
+        columns = st.columns(2, gap="medium")
+        for number, name in enumerate(Settings.model_fields):
+            with columns[number % 2]:
+                values[name] = _setting(name, getattr(settings, name))
         if not st.form_submit_button("Keep", type="primary"):
             return
     try:
@@ -47,6 +40,19 @@ def _settings(store: Store, who: Account, settings: Settings) -> None:
         st.toast("Kept.")
     except UserError as error:
         st.error(f"{error}.")
+
+
+def _setting(name: str, now: Any) -> Any:
+    """The setting's field, and what is in it."""
+    label = f"{name.replace('_', ' ').capitalize()} ({Settings.model_fields[name].description})"
+    if isinstance(now, tuple):
+        text = st.text_area(label, "\n".join(map(str, now)), key=f"set-{name}", height=200)
+        return tuple(line for line in (text or "").splitlines() if line.strip())
+    if isinstance(now, str):
+        return st.text_input(label, now, key=f"set-{name}")
+    return st.number_input(
+        label, value=now, step=1 if isinstance(now, int) else 0.01, key=f"set-{name}"
+    )
 
 
 def _instructions(store: Store, who: Account) -> None:

@@ -1,9 +1,11 @@
 """How the pages look: one small style sheet, and text that is never read as HTML or Markdown."""
 
+import dataclasses
 import functools
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import streamlit as st
 
@@ -37,9 +39,12 @@ _CSS = """
 .fw-role { font-size: .82rem; font-weight: 600; opacity: .72; margin: .5rem 0 .1rem; }
 .fw-table { border-collapse: collapse; font-size: 1rem; }
 .fw-table th, .fw-table td { padding: .45rem 1.6rem .45rem 0; text-align: right; border: 0;
+  vertical-align: top;
   border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
-.fw-table th { font-weight: 600; } .fw-table :first-child { text-align: left; }
-.fw-table td { font-variant-numeric: tabular-nums; min-width: 7rem; }
+.fw-table th { font-weight: 600; } .fw-table .l { text-align: left;
+  overflow-wrap: break-word; max-width: 44rem; }
+.fw-table td { font-variant-numeric: tabular-nums; } .fw-table .r { white-space: nowrap; }
+.fw-table a { color: inherit; text-underline-offset: 3px; }
 .fw-said { padding-top: .4rem; }
 .st-key-account { position: fixed; top: .65rem; right: 1.25rem; z-index: 999991;
   width: auto !important; }
@@ -182,15 +187,38 @@ def plain(text: str) -> str:
     return f'<div class="fw-text">{html.escape(text)}</div>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    top = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    st.html(f'<table class="fw-table"><tr>{top}</tr>{body}</table>')
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A table's cell that leads to another page of the app."""
+
+    text: str
+    page: str
+    query: Mapping[str, str | int]
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str | Link]], left: Collection[int] = (0,)
+) -> None:
+    """`left`: the columns of words; the others are numbers and stand at the right."""
+
+    def row(cells: Sequence[str | Link], tag: str) -> str:
+        parts: list[str] = []
+        for place, cell in enumerate(cells):
+            name = tag if place else "th"
+            scope = "" if name == "td" else f' scope="{"row" if tag == "td" else "col"}"'
+            side = "l" if place in left else "r"
+            parts.append(f'<{name} class="{side}"{scope}>{_cell(cell)}</{name}>')
+        return f"<tr>{''.join(parts)}</tr>"
+
+    top = row(head, "th") if any(head) else ""
+    st.html(f'<table class="fw-table">{top}{"".join(row(cells, "td") for cells in rows)}</table>')
+
+
+def _cell(cell: str | Link) -> str:
+    if isinstance(cell, str):
+        return html.escape(cell)
+    address = html.escape(f"{cell.page}?{urlencode(cell.query)}")
+    return f'<a href="{address}" target="_self">{html.escape(cell.text)}</a>'
 
 
 def _frame(label: str, inner: str, kind: str) -> str:

@@ -16,6 +16,7 @@ from labeling_app.views import (
     lead_people,
     lead_project,
     lead_quality,
+    lead_tasks,
     look,
     progress,
     review,
@@ -36,8 +37,10 @@ def main() -> None:
         elif who.must_change:
             _only(visitor.password_page)
         else:
-            look.account_bar(store, who, functools.partial(visitor.sign_out_of_oidc, store))
-            if who.role in WORKERS and not guidelines.has_read_newest(store, who):
+            with store.one_view():
+                look.account_bar(store, who, functools.partial(visitor.sign_out_of_oidc, store))
+                unread = who.role in WORKERS and not guidelines.has_read_newest(store, who)
+            if unread:
                 _only(functools.partial(instructions.page, store, who))
             else:
                 st.navigation(_pages(store, who), position="top").run()
@@ -69,7 +72,7 @@ def _pages(store: Store, who: Account) -> list[Any]:
         pages.append(page(review.page, "Review"))
     pages.append(page(progress.page, "Progress"))
     if who.role in ("lead", "engineer"):
-        pages.append(page(lead_quality.page, "Quality"))
+        pages += [page(lead_quality.page, "Quality"), page(lead_tasks.page, "Tasks")]
     if who.role == "lead":
         pages += [page(lead_people.page, "People"), page(lead_project.page, "Project")]
     return [*pages, page(chat.page, "Chat")]

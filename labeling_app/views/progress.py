@@ -40,7 +40,7 @@ def _agreement(store: Store, who: Account, work: own_work.OwnWork) -> None:
         ("With other people", _tau(peers), "Kendall's tau-b: 1 the same order, 0 chance"),
         ("Reviews", f"{work.accepted} accepted", f"{work.returned} came back"),
     )
-    look.table(("", "", ""), rows)
+    look.table(("", "", ""), rows, left=(0, 2))
 
 
 def _labels(store: Store, who: Account) -> None:

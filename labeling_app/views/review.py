@@ -6,7 +6,7 @@ from labeling_app import guidelines, reviews
 from labeling_app.auth import Account
 from labeling_app.reviews import REASONS, ToReview
 from labeling_app.store import Store
-from labeling_app.views import look
+from labeling_app.views import label_parts, look
 from pipeline.core.errors import UserError
 
 
@@ -26,22 +26,11 @@ def page(store: Store, who: Account) -> None:
     left, right = st.columns([1.6, 1], gap="medium")
     with left, st.container(height=560, border=False, key="label"):
         look.prompt(label.prompt)
-        _label(label)
+        label_parts.handed_in(label)
     with right:
         _verdict(store, who, label)
-        _seen(label)
-
-
-def _label(label: ToReview) -> None:
-    for turn in label.turns:
-        look.box("Answer" if turn.role == "assistant" else "Question", turn.text, "turn")
-    for place, answer in enumerate(label.answers):
-        letter = chr(65 + place)
-        quality = f" · quality {answer.likert}" if answer.likert else ""
-        boxes = f" · {', '.join(answer.flags)}" if answer.flags else ""
-        look.box(f"{letter}: rank {answer.rank}{quality}{boxes}", answer.text, "stacked")
-    for name, value in label.words.items():
-        look.line(f"{name}: {value}")
+        with st.expander("How it was made", expanded=True):
+            label_parts.how_made(label)
 
 
 def _verdict(store: Store, who: Account, label: ToReview) -> None:
@@ -79,26 +68,3 @@ def _verdict(store: Store, who: Account, label: ToReview) -> None:
         st.error(f"Not done: {error}.")
         return
     st.rerun()
-
-
-def _seen(label: ToReview) -> None:
-    """What its author saw and did: facts, no judgement."""
-    with st.expander("How it was made", expanded=True):
-        look.line(
-            f"{label.created_at:%d %b %Y, %H:%M} UTC · {label.active_ms / 1000:.0f} s at work"
-        )
-        if label.kind == "demo":
-            edited = f", {label.edit_chars} characters from it" if label.edit_chars else ""
-            drafts = {"human": "written without a draft", "accepted": "a draft as it was"}
-            origin = drafts.get(label.origin, f"from a draft{edited}")
-            look.line(f"{origin} · {label.pasted_chars} characters pasted")
-        for shown in label.assists:
-            took = ", ".join(f"{action} {part + 1}" for part, action in shown.actions)
-            look.line(
-                f"{shown.kind} by {shown.model}, {len(shown.parts)} parts; {took or 'none used'}"
-            )
-            for number, part in enumerate(shown.parts, 1):
-                look.excerpt(f"{number}  {part}")
-        for number, text in enumerate(label.earlier, 1):
-            look.line(f"{number} before this")
-            look.excerpt(text)

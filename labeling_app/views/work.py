@@ -68,9 +68,11 @@ def _page(store: Store, who: Account, area: Area) -> None:
     if work is None:
         _nothing(store, who, area)
         return
+    with store.one_view():
+        data = _data(store, who, work)
     _component(area)(
         key=f"work-{area}",
-        data=_data(store, who, work),
+        data=data,
         on_done_change=functools.partial(_done, area),
         on_undo_change=functools.partial(_undo, store, who, area),
     )

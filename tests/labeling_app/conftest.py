@@ -1,23 +1,18 @@
 """A store per test, a clock that tests turn, people with roles, and tasks to hand out."""
 
-import contextlib
 import datetime as dt
-import itertools
 import secrets
-import shutil
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 
-import psycopg
 import pytest
 
 from labeling_app import auth, guidelines
 from labeling_app.auth import Account
-from labeling_app.store import Store, open_store
+from labeling_app.store import Store
 from labeling_app.tasks import NewAnswer, NewTask, add_tasks
 from pipeline.core.records import Message
-from tests import postgres
+from tests.labeling_app.stores import EmptyStores
 
 PASSWORD = "correct horse battery"
 
@@ -47,51 +42,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture(scope="session")
-def empty_stores(tmp_path_factory) -> Iterator[Callable[[str], str]]:
-    """empty_stores(backend): the place of a new store with its tables, quicker than making them."""
-    made: dict[str, Callable[[], str]] = {}
-    numbers = itertools.count()
-    with contextlib.ExitStack() as stack:
-
-        def sqlite() -> Callable[[], str]:
-            template = tmp_path_factory.mktemp("template") / "labels.sqlite"
-            open_store(str(template)).close()
-            database = sqlite3.connect(template)
-            database.execute("DELETE FROM secrets")
-            database.commit()
-            database.close()
-
-            def copy() -> str:
-                target = tmp_path_factory.mktemp("store") / "labels.sqlite"
-                shutil.copy(template, target)
-                return str(target)
-
-            return copy
-
-        def postgresql() -> Callable[[], str]:
-            if postgres.binaries() is None:
-                pytest.skip("PostgreSQL is not installed")
-            server = stack.enter_context(postgres.server())
-            server.execute("CREATE DATABASE template_labels")
-            open_store(server.database("template_labels")).close()
-            with psycopg.connect(server.database("template_labels")) as connection:
-                connection.execute("DELETE FROM secrets")
-
-            def copy() -> str:
-                name = f"labels_{next(numbers)}"
-                server.execute(f"CREATE DATABASE {name} TEMPLATE template_labels")
-                return server.database(name)
-
-            return copy
-
-        makers = {"sqlite": sqlite, "postgresql": postgresql}
-
-        def make(backend: str) -> str:
-            if backend not in made:
-                made[backend] = makers[backend]()
-            return made[backend]()
-
-        yield make
+def empty_stores(tmp_path_factory) -> Iterator[EmptyStores]:
+    found = EmptyStores(tmp_path_factory.mktemp)
+    yield found
+    found.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -101,19 +55,21 @@ def backend(request) -> str:
 
 
 @pytest.fixture
-def new_store(empty_stores, backend: str, clock: Clock) -> Iterator[Callable[[], Store]]:
+def new_store(
+    empty_stores: EmptyStores, backend: str, clock: Clock
+) -> Iterator[Callable[[], Store]]:
     """new_store(): a store of its own, with the default instructions."""
     opened: list[Store] = []
 
     def make() -> Store:
-        store = open_store(empty_stores(backend), clock, known_key)
+        store = empty_stores.open(backend, clock, known_key)
         guidelines.publish_default(store)
         opened.append(store)
         return store
 
     yield make
     for store in opened:
-        store.close()
+        empty_stores.give_back(store)
 
 
 @pytest.fixture

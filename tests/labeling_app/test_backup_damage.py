@@ -122,6 +122,7 @@ def test_contents_without_a_table_are_refused(new_store, saved, tmp_path):
     refused(new_store(), rewrite(saved, tmp_path / "changed.zip", change), "damaged|backup")
 
 
+@pytest.mark.parametrize("backend", ["sqlite"])  # it is the file that is damaged
 def test_a_byte_wrong_anywhere_or_an_end_too_soon(new_store, saved, tmp_path):
     store = new_store()
     before = rows(store)

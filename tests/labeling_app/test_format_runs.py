@@ -126,6 +126,7 @@ export(open_store(sys.argv[1]), sys.argv[2])
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("when", ["begun", "some in place"])
 def test_killed_in_the_middle_and_run_again(store, many, tmp_path, kill_when, when):
     whole, folder = tmp_path / "whole", tmp_path / "out"

@@ -290,6 +290,33 @@ def test_a_bad_line_is_named_and_nothing_of_the_file_is_kept(store, tmp_path, li
         assert session.scalars(select(User.name)).all() == []
 
 
+def test_bad_lines_are_told_by_number_and_the_good_ones_kept(store, tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    texts = [line if isinstance(line, str) else json.dumps(line) for line, _ in BAD_LINES]
+    path.write_text("\n".join([json.dumps(question(0)), *texts, json.dumps(canary(7)), "{"]))
+    (report,) = import_labels(store, [path], keep_good=True).files
+    assert (report.lines, report.demonstrations, report.already) == (2, 2, 0)
+    for number, ((_, why), told) in enumerate(zip(BAD_LINES, report.refused, strict=False), 2):
+        assert told.startswith(f"{path}:{number}: ")
+        assert why in told
+    assert report.refused[-1].startswith(f"{path}:{len(BAD_LINES) + 3}: not JSON")
+    assert len(report.refused) == len(BAD_LINES) + 1
+    path.write_text(json.dumps({**canary(7), "answer": "Another."}) + "\n" + json.dumps(canary(8)))
+    (again,) = import_labels(store, [path], keep_good=True).files
+    assert (again.demonstrations, len(again.refused)) == (1, 1)
+    assert "other content" in again.refused[0]
+
+
+def test_a_line_too_long_to_read_costs_itself_alone(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("labeling_app.imports.MAX_LINE_BYTES", 2000)
+    path = tmp_path / "long.jsonl"
+    long = json.dumps({**canary(1), "answer": "x" * 7000})
+    path.write_text("\n".join([long, json.dumps(canary(2)), long, json.dumps(canary(3))]) + "\n")
+    (report,) = import_labels(store, [path], keep_good=True).files
+    assert [told.split(": ")[0] for told in report.refused] == [f"{path}:1", f"{path}:3"]
+    assert report.demonstrations == 2
+
+
 def test_files_that_cannot_be_read(store, tmp_path):
     with pytest.raises(UserError, match="no label file"):
         import_labels(store, [tmp_path / "absent.jsonl"])

@@ -91,6 +91,7 @@ import_prompts(store, auth.act_as(store, "lead"), [Path(name) for name in sys.ar
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kill_after", [1, 1000])
 def test_killed_in_the_middle_and_run_again(
     store, lead, new_store, write, kill_when, person, kill_after

@@ -12,12 +12,12 @@ from labeling_app import auth, guidelines
 from labeling_app.assignment import LeaseLostError, next_task
 from labeling_app.auth import Account, DeniedError
 from labeling_app.export import read_labels
+from labeling_app.label_view import RankedAnswer
 from labeling_app.labels import reopen
 from labeling_app.own_work import own_work
 from labeling_app.projects import FLAGS, configure, create_project
 from labeling_app.reviews import (
     REASONS,
-    RankedAnswer,
     adjudicate,
     ask_for_review,
     next_review,

@@ -56,6 +56,7 @@ class Fuse:
         return self.now
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hours", [0, 2])
 @pytest.mark.parametrize("area", ["write", "compare"])
 def test_killed_at_any_moment_and_taken_back_again(

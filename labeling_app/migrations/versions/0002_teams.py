@@ -399,6 +399,12 @@ def _create() -> None:
     )
     op.create_index("ix_tasks_prompt_id", "tasks", ["prompt_id"], unique=False)
     op.create_index(
+        "tasks_by_priority",
+        "tasks",
+        ["project_id", sa.literal_column("priority DESC"), "id"],
+        unique=False,
+    )
+    op.create_index(
         "tasks_by_purpose", "tasks", ["project_id", "purpose", "kind", "state", "id"], unique=False
     )
     op.create_table(

@@ -200,19 +200,21 @@ class StateLine {
   }
 }
 
-/** The instructions: headings and numbered clauses, folded or not as the person left them. */
-function guide(data) {
+/** The instructions: headings and numbered clauses, folded or not as the person left them on pages
+ * of this kind; `first`: as they are until then. */
+function guide(data, kind, first) {
   const blocks = data.instructions.blocks.map((block) => {
     if (block.level) return el(block.level > 2 ? "h4" : "h3", {}, block.text);
     return el("p", { id: block.number ? `clause-${block.number}` : null, tabindex: "-1" },
       block.number ? el("b", {}, `${block.number} `) : null, block.text);
   });
-  const open = localStorage.getItem("flywheel:guide") !== "folded";
+  const place = `flywheel:guide-${kind}`;
+  const open = (localStorage.getItem(place) || first) === "open";
   const details = el("details", { class: "guide", open },
     el("summary", {}, `Instructions v${data.instructions.n}`, el("kbd", {}, "Alt+I")),
     el("div", { class: "clauses", tabindex: "0", role: "region", "aria-label": "Labeling instructions" }, blocks));
   details.addEventListener("toggle", () =>
-    localStorage.setItem("flywheel:guide", details.open ? "open" : "folded"));
+    localStorage.setItem(place, details.open ? "open" : "folded"));
   return details;
 }
 

@@ -64,10 +64,8 @@ class ComparePage extends WorkPage {
     const beside = num <= 4;
     const cards = el("div", { class: beside ? "cards beside" : "cards stacked", style: beside ? `--num: ${num}` : null }, this.cards);
     this.root.classList.toggle("stack", !beside);
-    const guideFold = guide(data);
+    const guideFold = guide(data, "compare", "folded");
     guideFold.classList.add("floating");
-    guideFold.open = localStorage.getItem("flywheel:guide-compare") === "open";
-    guideFold.addEventListener("toggle", () => localStorage.setItem("flywheel:guide-compare", guideFold.open ? "open" : "folded"));
     this.root.append(this.header(), el("div", { class: "top" }, promptBox(data), guideFold), cards, this.checks, foot);
     this.draw();
     this.focus(Math.max(0, this.verdict.ranks.findIndex((rank) => rank === null)));

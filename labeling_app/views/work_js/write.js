@@ -49,7 +49,7 @@ class WritePage extends WorkPage {
         this.answers,
         this.problem,
         el("footer", {}, this.submitButton, this.count, more)),
-      el("aside", {}, guide(data), this.assistPanel())));
+      el("aside", {}, guide(data, "write", "open"), this.assistPanel())));
     this.drawTurns();
     this.areas[this.areas.length - 1].focus({ preventScroll: true });
   }

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from labeling_app.store import PAGE_KEY, Store
 from pipeline.core.errors import UserError
 
 _LOOPBACK = ("127.0.0.1", "localhost")
+_SWITCH_S = 0.0005
 
 
 def build(store: Store, settings: AppSettings, host: str = _LOOPBACK[0]) -> st.App:
@@ -96,6 +98,10 @@ def main() -> None:
     settings = running.settings()
     gc.collect()
     gc.freeze()  # what lives as long as the process is not looked through again and again
+    gc.set_threshold(20_000, 20, 100)  # a page makes thousands of objects, and few of them cycles
+    # Each answer of the database waits for the interpreter: behind every other busy thread, this
+    # long at most.
+    sys.setswitchinterval(_SWITCH_S)
     host = os.environ.get(HOST_VARIABLE, "127.0.0.1")
     port = int(os.environ.get(PORT_VARIABLE, "8501"))
     build(running.store(), settings, host).run(config=server_config(host, port, settings))

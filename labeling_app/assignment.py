@@ -5,9 +5,20 @@ A lease that has expired returns its slot in the transaction of whoever asks nex
 
 import dataclasses
 import datetime as dt
+import functools
 from typing import Any, Literal, cast
 
-from sqlalchemy import ColumnElement, Select, exists, func, select, update
+from sqlalchemy import (
+    CompoundSelect,
+    Select,
+    bindparam,
+    exists,
+    func,
+    literal,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from labeling_app.auth import WORKERS, Account, Caller, DeniedError, require
@@ -90,18 +101,21 @@ def next_task(
         caller = require(session, who, *WORKERS)
         store.lock(session, f"person {caller.id}")
         version = require_read(session, caller.project_id, caller.id)
+        project = session.get_one(Project, caller.project_id)
         settings = settings_of(session, caller.project_id)
         lasts = lease or dt.timedelta(minutes=settings.lease_minutes)
         if held := _held(session, caller, kinds):
             held.expires = store.clock() + lasts
             return work_of(session, held)
-        if session.get_one(Project, caller.project_id).paused:
+        if project.paused:
             return None
         release_expired(session, store.clock())
         slot = _choose(session, caller, kinds, settings)
         if slot is None:
             return None
-        return work_of(session, _lease(store, session, caller, slot, version, settings, lasts))
+        task = session.get_one(Task, slot.task_id)
+        row = _lease(store, session, caller, slot, task, version, settings, lasts)
+        return work_of(session, row, task)
 
     return store.transact(deed)
 
@@ -125,12 +139,15 @@ def take_task(store: Store, who: Account, key: str) -> Work | None:
         if held is not None:
             return work_of(session, held)
         release_expired(session, store.clock())
-        slot = session.scalars(_free(caller).where(Slot.task_id == task.id).limit(1)).one_or_none()
+        mine_free = _FREE.where(Slot.task_id == task.id).limit(1)
+        values = {"person": caller.id, "project": caller.project_id}
+        slot = session.scalars(mine_free, values).one_or_none()
         if slot is None:
             return None
         settings = settings_of(session, caller.project_id)
         lasts = dt.timedelta(minutes=settings.lease_minutes)
-        return work_of(session, _lease(store, session, caller, slot, version, settings, lasts))
+        row = _lease(store, session, caller, slot, task, version, settings, lasts)
+        return work_of(session, row, task)
 
     return store.transact(deed)
 
@@ -184,10 +201,10 @@ def free_slots(session: Session, slot_ids: list[int]) -> None:
     session.expire_all()
 
 
-def work_of(session: Session, lease: Lease) -> Work:
-    """What a person is shown of their lease."""
-    task = session.get_one(Task, lease.task_id)
-    texts = [row.text for row in answers_of(session, task.id)]
+def work_of(session: Session, lease: Lease, task: Task | None = None) -> Work:
+    """What a person is shown of their lease. `task`: its task, where it is at hand."""
+    task = task or session.get_one(Task, lease.task_id)
+    texts = [row.text for row in answers_of(session, task.id)] if lease.shown_order else []
     draft = session.get(Draft, (task.id, lease.user_id))
     return Work(
         token=lease.token,
@@ -247,12 +264,12 @@ def _lease(
     session: Session,
     caller: Caller,
     slot: Slot,
+    task: Task,
     version: InstructionVersion,
     settings: Settings,
     lasts: dt.timedelta,
 ) -> Lease:
     slot.state = "leased"
-    task = session.get_one(Task, slot.task_id)
     draw = unit_interval(f"{task.project_id}:{task.key}:{caller.pseudonym}", "unassisted")
     assisted = draw >= settings.unassisted_share and not caller.simulated
     return new_lease(store, session, caller, slot, task, version, lasts, assisted=assisted)
@@ -298,50 +315,64 @@ def _choose(
     has_drafts = session.scalar(select(exists().where(Draft.user_id == caller.id)))
     if has_drafts:
         mine = Slot.skill.in_(("", *caller.skills))
-        query = _free(caller).where(drafted, mine, Slot.kind.in_(kinds)).limit(1)
-        if slot := session.scalars(query).one_or_none():
+        query = _FREE.where(drafted, mine, Slot.kind.in_(kinds)).limit(1)
+        values = {"person": caller.id, "project": caller.project_id}
+        if slot := session.scalars(query, values).one_or_none():
             return slot
     return _most_urgent(session, caller, kinds)
 
 
 def _most_urgent(session: Session, caller: Caller, kinds: tuple[Kind, ...]) -> Slot | None:
     """Of each kind and skill the first in the queue's index; then the first of these."""
-    heads: list[tuple[int, int, ColumnElement[bool]]] = []
     queues = [(kind, skill) for kind in kinds for skill in ("", *caller.skills)]
+    if len(queues) > 1:
+        values = {"person": caller.id, "project": caller.project_id}
+        for number, (kind, skill) in enumerate(queues):
+            values |= {f"kind{number}": kind, f"skill{number}": skill}
+        heads = session.execute(_heads(len(queues)), values).all()
+        first = sorted(heads, key=lambda head: (-head.priority, head.task_id))
+        queues = [queues[head.queue] for head in first]
     for kind, skill in queues:
-        queue = (Slot.project_id == caller.project_id) & (Slot.kind == kind) & (Slot.skill == skill)
-        if len(queues) == 1:
-            heads.append((0, 0, queue))
-            break
-        head = session.execute(
-            _free(caller).with_only_columns(Slot.priority, Slot.task_id).where(queue).limit(1)
-        ).one_or_none()
-        if head is not None:
-            heads.append((-head.priority, head.task_id, queue))
-    for *_, queue in sorted(heads, key=lambda head: head[:2]):
-        locked = (
-            _free(caller)
-            .where(queue)
-            .limit(1)
-            .with_for_update(skip_locked=True, of=Slot, key_share=True)
-        )
-        if slot := session.scalars(locked).one_or_none():
+        values = {"person": caller.id, "project": caller.project_id, "kind": kind, "skill": skill}
+        if slot := session.scalars(_FIRST, values).one_or_none():
             return slot
     return None
 
 
-def _free(caller: Caller) -> Select[Slot]:
+def _free() -> Select[Slot]:
     """Free slots of tasks that this person has not dealt with, the most urgent first."""
     mine = exists().where(
-        Lease.user_id == caller.id,
+        Lease.user_id == bindparam("person"),
         Lease.task_id == Slot.task_id,
         Lease.outcome.in_(_ENDED_BY_CHOICE) | Lease.released.is_(None),
     )
     return (
         select(Slot)
-        .where(Slot.project_id == caller.project_id, Slot.state == "free", ~mine)
+        .where(Slot.project_id == bindparam("project"), Slot.state == "free", ~mine)
         .order_by(Slot.priority.desc(), Slot.task_id, Slot.slot_no)
     )
+
+
+# Made once: to put a statement together costs more than to run it.
+_FREE = _free()
+_FIRST = (
+    _FREE.where(Slot.kind == bindparam("kind"), Slot.skill == bindparam("skill"))
+    .limit(1)
+    .with_for_update(skip_locked=True, of=Slot, key_share=True)
+)
+
+
+@functools.cache
+def _heads(num: int) -> CompoundSelect[int, int, int]:
+    """Priority, task and number of the first slot of each of `num` queues."""
+    firsts = [
+        _FREE.with_only_columns(Slot.priority, Slot.task_id, literal(number).label("queue"))
+        .where(Slot.kind == bindparam(f"kind{number}"), Slot.skill == bindparam(f"skill{number}"))
+        .limit(1)
+        .subquery()
+        for number in range(num)
+    ]
+    return union_all(*(select(first) for first in firsts))
 
 
 def _is_gold_turn(session: Session, caller: Caller, settings: Settings) -> bool:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from labeling_app.schema import ApiToken, Invitation, Membership, Project, SignInAttempt, User
-from labeling_app.store import PSEUDONYM_KEY, Store, check_name, record_event
+from labeling_app.store import KEPT, PSEUDONYM_KEY, Store, check_name, record_event
 from pipeline.core.errors import UserError
 
 Role = Literal["labeler", "reviewer", "lead", "engineer"]
@@ -206,21 +206,50 @@ def current(store: Store, who: Account) -> Account:
 def require(session: Session, who: Account, *roles: Role) -> Caller:
     """The caller, if the account is open and of one of `roles` in its project. Raises
     DeniedError."""
-    user = _load(session, who)
+    kept: dict[Account, Caller] | None = session.info.get(KEPT)
+    found = kept.get(who) if kept else None
+    if found is None:
+        found = _caller(session, who)
+        if kept is not None:
+            kept[who] = found
+    if found.role not in roles:
+        raise DeniedError(f"{found.name!r} is a {found.role}; this is for: {', '.join(roles)}")
+    return found
+
+
+def _caller(session: Session, who: Account) -> Caller:
+    user = session.execute(
+        select(
+            User.name,
+            User.pseudonym,
+            User.simulated,
+            User.active,
+            User.session_epoch,
+            User.must_change,
+            Membership.role,
+            Membership.skills,
+        )
+        .outerjoin(
+            Membership,
+            (Membership.user_id == User.id)
+            & (Membership.project_id == who.project_id)
+            & Membership.active,
+        )
+        .where(User.id == who.user_id)
+    ).one_or_none()
+    if user is None or not user.active or user.session_epoch != who.session_epoch:
+        raise _ended()
     if user.must_change:
         raise DeniedError("replace the one-time password first")
-    member = session.get(Membership, (user.id, who.project_id))
-    if member is None or not member.active:
+    if user.role is None:
         raise DeniedError(f"{user.name!r} is not in this project")
-    if member.role not in roles:
-        raise DeniedError(f"{user.name!r} is a {member.role}; this is for: {', '.join(roles)}")
     return Caller(
-        user.id,
+        who.user_id,
         user.name,
         user.pseudonym,
         who.project_id,
-        member.role,
-        tuple(member.skills),
+        user.role,
+        tuple(user.skills),
         user.simulated,
     )
 
@@ -377,8 +406,12 @@ def person(session: Session, name: str) -> User:
 def _load(session: Session, who: Account) -> User:
     user = session.get(User, who.user_id)
     if user is None or not user.active or user.session_epoch != who.session_epoch:
-        raise DeniedError("your session has ended; sign in again")
+        raise _ended()
     return user
+
+
+def _ended() -> DeniedError:
+    return DeniedError("your session has ended; sign in again")
 
 
 def count_attempt(store: Store, name: str, limit: int) -> None:

@@ -145,23 +145,42 @@ def acknowledge(store: Store, who: Account, n: int) -> None:
 def has_read_newest(store: Store, who: Account) -> bool:
     with store.read() as session:
         caller = require(session, who, *ROLES)
-        row = need_newest(session, caller.project_id)
-        return session.get(InstructionAck, (caller.id, row.id)) is not None
+        try:
+            require_read(session, caller.project_id, caller.id)
+        except UnreadError:
+            return False
+        return True
 
 
 def require_read(session: Session, project: int, user_id: int) -> InstructionVersion:
     """The newest version, if this person has acknowledged it. Raises UnreadError."""
-    row = need_newest(session, project)
-    if session.get(InstructionAck, (user_id, row.id)) is None:
-        raise UnreadError(f"instructions v{row.n} are new; read and acknowledge them first")
-    return row
+    found = session.execute(
+        select(InstructionVersion, InstructionAck.at)
+        .outerjoin(
+            InstructionAck,
+            (InstructionAck.version_id == InstructionVersion.id)
+            & (InstructionAck.user_id == user_id),
+        )
+        .where(InstructionVersion.project_id == project)
+        .order_by(InstructionVersion.n.desc())
+        .limit(1)
+    ).one_or_none()
+    if found is None:
+        raise _unpublished()
+    if found.at is None:
+        raise UnreadError(f"instructions v{found[0].n} are new; read and acknowledge them first")
+    return found[0]
 
 
 def need_newest(session: Session, project: int) -> InstructionVersion:
     row = _newest(session, project)
     if row is None:
-        raise UserError("no labeling instructions are published; start the app, or import labels")
+        raise _unpublished()
     return row
+
+
+def _unpublished() -> UserError:
+    return UserError("no labeling instructions are published; start the app, or import labels")
 
 
 def _check(body_md: str) -> None:

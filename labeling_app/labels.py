@@ -4,7 +4,7 @@ import dataclasses
 import datetime as dt
 from typing import Any, Literal, cast
 
-from sqlalchemy import exists, select
+from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
 from labeling_app.assignment import (
@@ -84,6 +84,25 @@ def last_label(store: Store, who: Account) -> OwnLabel | None:
     """What "undo" means: the caller's newest label, while it may be corrected."""
     newest = own_labels(store, who, limit=1)
     return newest[0] if newest and newest[0].editable else None
+
+
+def can_undo(store: Store, who: Account) -> bool:
+    """Whether a label of the caller's is so new that they may still correct it."""
+    with store.read() as session:
+        caller = require(session, who, *WORKERS)
+        minutes = settings_of(session, caller.project_id).undo_minutes
+        since = store.clock() - dt.timedelta(minutes=minutes)
+        recent = [
+            exists().where(
+                model.user_id == caller.id,
+                model.created_at >= since,
+                Task.id == model.task_id,
+                Task.project_id == caller.project_id,
+                Task.purpose != "qualification",
+            )
+            for model in (Demonstration, RankedSet)
+        ]
+        return bool(session.scalar(select(or_(*recent))))
 
 
 def reopen(store: Store, who: Account, kind: LabelKind, label_id: int) -> Work:

@@ -82,17 +82,17 @@ def project(store: Store, who: Account) -> ProjectView:
         return _view(session.get_one(Project, caller.project_id))
 
 
-def my_projects(store: Store, who: Account) -> list[ProjectView]:
-    """Those the caller may enter."""
+def my_projects(store: Store, who: Account) -> dict[int, str]:
+    """The names of those that the caller may enter, by their ids."""
     with store.read() as session:
         caller = require(session, who, *ROLES)
-        rows = session.scalars(
-            select(Project)
+        rows = session.execute(
+            select(Project.id, Project.name)
             .join(Membership, Membership.project_id == Project.id)
             .where(Membership.user_id == caller.id, Membership.active)
             .order_by(Project.name)
         )
-        return [_view(row) for row in rows]
+        return {row.id: row.name for row in rows}
 
 
 def create_project(store: Store, name: str) -> int:

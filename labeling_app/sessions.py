@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from labeling_app.auth import Account, DeniedError, account, first_project, require
+from labeling_app.auth import Account, DeniedError, account, require
 from labeling_app.schema import ApiToken, Membership, User, WebSession
 from labeling_app.store import PAGE_KEY, Store, check_name, record_event
 from pipeline.core.errors import UserError
@@ -64,12 +64,46 @@ def find_session(store: Store, token: str) -> int | None:
 def account_of(store: Store, session_id: int, project: int | None = None) -> Account:
     """Who sits at the browser, in this project or else their oldest. Raises DeniedError once the
     session, the account or the membership has ended."""
+    member = (Membership.user_id == User.id) & Membership.active
+    if project:
+        member &= Membership.project_id == project
     with store.read() as session:
-        row = session.get(WebSession, session_id)
-        user = _user(session, store, row) if row else None
-        if user is None:
-            raise DeniedError("your session has ended; sign in again")
-        return account(session, user, project or first_project(session, user.id))
+        row = session.execute(
+            select(
+                User.id,
+                User.name,
+                User.simulated,
+                User.session_epoch,
+                User.must_change,
+                Membership.project_id,
+                Membership.role,
+            )
+            .join(WebSession, WebSession.user_id == User.id)
+            .outerjoin(Membership, member)
+            .where(
+                WebSession.id == session_id,
+                WebSession.ended_at.is_(None),
+                WebSession.expires > store.clock(),
+                WebSession.session_epoch == User.session_epoch,
+                User.active,
+            )
+            .order_by(Membership.project_id)
+            .limit(1)
+        ).one_or_none()
+    if row is None:
+        raise DeniedError("your session has ended; sign in again")
+    if row.role is None:
+        where = "not in this project" if project else "in no project"
+        raise DeniedError(f"you are {where}; ask a lead for an invitation")
+    return Account(
+        user_id=row.id,
+        name=row.name,
+        project_id=row.project_id,
+        role=row.role,
+        simulated=row.simulated,
+        session_epoch=row.session_epoch,
+        must_change=row.must_change,
+    )
 
 
 def end_session(store: Store, session_id: int) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import datetime as dt
 import functools
 import json
+import math
 import os
 import secrets
 import sqlite3
@@ -32,6 +33,7 @@ from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
     DBAPIError,
+    DisconnectionError,
     IntegrityError,
     NoSuchModuleError,
     OperationalError,
@@ -51,12 +53,14 @@ MAX_TEXT_BYTES = 1 << 20
 MAX_NAME = 200
 _BUSY_TIMEOUT_S = 30.0
 _LOOK_S = 0.002
+_FRESH_S = 2.0
 _CONNECT_ARGS: dict[str, dict[str, Any]] = {
     # A write that waits for a lock gives up before a person does.
     "postgresql": {"connect_timeout": 5, "options": "-c lock_timeout=10s -c timezone=UTC"}
 }
 _MAX_ATTEMPTS = 5
 PSEUDONYM_KEY, PAGE_KEY = "pseudonym-key", "page-key"
+KEPT = "kept"  # in a session's info: what a view need not look up twice
 
 T = TypeVar("T")
 Clock = Callable[[], dt.datetime]
@@ -207,6 +211,7 @@ class Store:
         kept: list[object] = []  # the session itself forgets a row that nobody holds
         with self.read() as session:
             event.listen(session, "loaded_as_persistent", lambda _, row: kept.append(row))
+            session.info.setdefault(KEPT, {})
             self._here.view = session
             try:
                 yield
@@ -358,9 +363,8 @@ def _engine(url: str) -> Engine:
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(
             parsed,
-            pool_size=8,
-            max_overflow=32,
-            pool_pre_ping=parsed.get_backend_name() != "sqlite",
+            pool_size=24,  # kept open: a new connection costs more than a page's questions
+            max_overflow=16,
             json_serializer=functools.partial(json.dumps, ensure_ascii=False),
             connect_args=_CONNECT_ARGS.get(parsed.get_backend_name(), {}),
         )
@@ -373,7 +377,25 @@ def _engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_connection)
         event.listen(engine, "begin", _begin)
+    else:
+        event.listen(engine, "checkin", _put_back)
+        event.listen(engine, "checkout", _check)
     return engine
+
+
+def _put_back(_dbapi: Any, record: Any) -> None:
+    record.info["put_back"] = time.monotonic()
+
+
+def _check(dbapi: Any, record: Any, _proxy: Any) -> None:
+    """A connection that lay still may be dead: the pool then makes another."""
+    if time.monotonic() - record.info.get("put_back", math.inf) < _FRESH_S:
+        return
+    try:
+        dbapi.execute("SELECT 1")
+        dbapi.rollback()
+    except Exception as error:
+        raise DisconnectionError from error
 
 
 def _another_was_first(error: DBAPIError) -> bool:

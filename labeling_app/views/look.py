@@ -103,12 +103,11 @@ def account_bar(store: Store, who: Account, sign_out: Callable[[], None]) -> Non
     mine = projects.my_projects(store, who)
     with st.container(key="account", horizontal=True, vertical_alignment="center"):
         if len(mine) > 1:
-            names = {each.id: each.name for each in mine}
             st.selectbox(
                 "Project",
-                list(names),
-                index=list(names).index(who.project_id),
-                format_func=names.__getitem__,
+                list(mine),
+                index=list(mine).index(who.project_id),
+                format_func=mine.__getitem__,
                 key="project",
                 label_visibility="collapsed",
             )

@@ -103,7 +103,7 @@ def _data(store: Store, who: Account, work: Work) -> dict[str, Any]:
         },
         "today": own_work.handed_in_today(store, who),
         "goal": project.settings.daily_goal,
-        "can_undo": work.purpose == "work" and labels.last_label(store, who) is not None,
+        "can_undo": work.purpose == "work" and labels.can_undo(store, who),
         "assisted": work.assisted,
         "abilities": list(running.abilities()),
         "shown": [dataclasses.asdict(each) for each in shown_before(store, who, work.token)],

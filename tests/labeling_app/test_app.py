@@ -1,12 +1,13 @@
 """The pages as Streamlit's AppTest runs them on a real store; test_browser.py has the components."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 from streamlit.testing.v1 import AppTest
 
-from labeling_app import auth, guidelines, projects, reviews, sessions
+from labeling_app import auth, guidelines, projects, reviews, running, sessions
 from labeling_app.app_settings import VARIABLE, AppSettings
 from labeling_app.assignment import next_task
 from labeling_app.auth import Account
@@ -19,10 +20,12 @@ PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
-def app(store, monkeypatch) -> AppTest:
+def app(store, monkeypatch) -> Iterator[AppTest]:
     settings = AppSettings(store=store.url)
     monkeypatch.setenv(VARIABLE, settings.model_dump_json())
-    return AppTest.from_file(str(APP), default_timeout=30)
+    yield AppTest.from_file(str(APP), default_timeout=30)
+    running.store().close()
+    running._store.cache_clear()  # the next test may have a store at this place
 
 
 @pytest.fixture

@@ -238,7 +238,10 @@ def test_in_one_view_a_row_is_loaded_once_and_stays_as_it_was(store, lead, perso
     with store.one_view():
         event.listen(*listen)
         try:
-            names = [projects.project(store, lead).name, projects.my_projects(store, lead)[0].name]
+            names = [
+                projects.project(store, lead).name,
+                *projects.my_projects(store, lead).values(),
+            ]
             with store.one_view():
                 projects.project(store, lead)
             assert projects.project(store, lead).name == "default"

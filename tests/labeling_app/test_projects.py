@@ -305,7 +305,7 @@ def test_a_role_in_one_project_is_none_in_another(store, lead, other, person):
         configure(store, here, daily_goal=1)
     with pytest.raises(UnreadError, match="v1 are new"):
         next_task(store, here, "write")  # the instructions are another project's
-    assert [each.name for each in projects.my_projects(store, lead)] == ["default", "other"]
+    assert list(projects.my_projects(store, lead).values()) == ["default", "other"]
 
 
 def test_leases_of_one_project_are_nothing_in_another(store, lead, other, person, tasks):

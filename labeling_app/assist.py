@@ -10,6 +10,7 @@ import os
 import string
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ from pipeline.core.identity import sha256_text
 from pipeline.core.records import Message
 
 TIMEOUT_S = 45.0
+_AT_ONCE = 8
 MAX_DRAFT_CHARS, MAX_FINDINGS, MAX_PARTS = 20_000, 6, 40
 MAX_INPUT_CHARS = 60_000  # of one text that goes into a prompt
 MAX_ASSISTS = 30  # for one lease
@@ -75,10 +77,15 @@ def client_of(assistant: Assistant) -> ChatClient:
 
 def served(endpoint: str, client: ChatClient | None = None) -> tuple[Assistant, ...]:
     """The models at an endpoint whose cards say that they can help; none if it is down."""
+    asked = client
     try:
-        cards = (client or ChatClient(endpoint)).cards()
+        asked = asked or ChatClient(endpoint)
+        cards = asked.cards()
     except EndpointError:
         return ()
+    finally:
+        if asked is not None and client is None:
+            asked.close()
     return tuple(
         Assistant(endpoint=endpoint, model=model, abilities=known)
         for model, said in cards.items()
@@ -99,7 +106,7 @@ def ask(
     text: str = "",
     client: ClientOf = client_of,
 ) -> list[Shown]:
-    """Ask each model that can; what came is recorded before it is returned.
+    """Ask all models that can, at once; what came is recorded before it is returned.
 
     `text`: the person's own answer, or their ranking in words. Raises DeniedError where this task
     is without help, UserError where no model can.
@@ -116,10 +123,13 @@ def ask(
         clauses, lease_id = clauses_of(version.body_md), lease.id
     template = prompt_of(kind)
     messages = build_prompt(template, clauses, material, mark=store.token())
-    return [
-        _ask_one(store, who, lease_id, kind, each, template, messages, text, clauses, client)
-        for each in able
-    ]
+
+    def reply(assistant: Assistant) -> _Reply:
+        return _ask_one(kind, assistant, messages, text, clauses, client)
+
+    with ThreadPoolExecutor(min(len(able), _AT_ONCE)) as pool:
+        replies = list(pool.map(reply, able))
+    return [_record(store, who, lease_id, kind, template, text, each) for each in replies]
 
 
 def act(store: Store, who: Account, assist_id: int, part: int, action: str) -> None:
@@ -245,18 +255,22 @@ def _material(
     return material
 
 
+@dataclasses.dataclass(frozen=True)
+class _Reply:
+    model: str
+    parts: tuple[Part, ...]
+    error: str
+    waited_ms: int
+
+
 def _ask_one(
-    store: Store,
-    who: Account,
-    lease_id: int,
     kind: Ability,
     assistant: Assistant,
-    template: str,
     messages: Sequence[Message],
     text: str,
     clauses: Sequence[Clause],
     client: ClientOf,
-) -> Shown:
+) -> _Reply:
     started, error = time.monotonic(), ""
     parts: tuple[Part, ...] = ()
     asked: ChatClient | None = None
@@ -273,19 +287,30 @@ def _ask_one(
         if asked is not None:
             asked.close()
     waited_ms = int((time.monotonic() - started) * 1000)
+    return _Reply(assistant.model[:200], parts, error[:500], waited_ms)
 
+
+def _record(
+    store: Store,
+    who: Account,
+    lease_id: int,
+    kind: Ability,
+    template: str,
+    text: str,
+    reply: _Reply,
+) -> Shown:
     def deed(session: Session) -> Shown:
         caller = require(session, who, *WORKERS)
         row = Assist(
             lease_id=lease_id,
             kind=kind,
-            model=assistant.model[:200],
+            model=reply.model,
             prompt_sha256=sha256_text(template),
             input_sha256=sha256_text(text),
-            output=[dataclasses.asdict(part) for part in parts],
-            error=error[:500],
+            output=[dataclasses.asdict(part) for part in reply.parts],
+            error=reply.error,
             shown_at=store.clock(),
-            waited_ms=waited_ms,
+            waited_ms=reply.waited_ms,
         )
         session.add(row)
         session.flush()

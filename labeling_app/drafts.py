@@ -34,7 +34,8 @@ def save_draft(store: Store, who: Account, token: str, rev: int, body: dict[str,
     """Keep unfinished work; an older `rev` than the kept one changes nothing.
 
     The lease need not be live, for typing is never thrown away; a live one is prolonged. Raises
-    LeaseLostError once the task is submitted, UserError for what cannot be stored.
+    LeaseLostError once the task is submitted or its correction given up, UserError for what cannot
+    be stored.
     """
     _check(body)
     now = store.clock()
@@ -44,6 +45,8 @@ def save_draft(store: Store, who: Account, token: str, rev: int, body: dict[str,
         lease = in_force(session, own_lease(session, caller, token))
         if lease.outcome == "submitted":
             raise LeaseLostError("this task is already submitted")
+        if lease.outcome == "given-up":
+            raise LeaseLostError("this correction was given up; the label stands as it was")
         draft = session.get(Draft, (lease.task_id, caller.id), with_for_update={"key_share": True})
         if draft is None:
             session.add(

@@ -119,6 +119,8 @@ def reopen(store: Store, who: Account, kind: LabelKind, label_id: int) -> Work:
         settings = settings_of(session, caller.project_id)
         since = store.clock() - dt.timedelta(minutes=settings.undo_minutes)
         review = review_of(session, kind, label_id)
+        if review and review.verdict == "accepted":
+            raise UserError("a reviewer accepted this label; it stands")
         if not (label.created_at >= since or (review and review.verdict == "returned")):
             raise UserError(
                 f"a label can be corrected for {settings.undo_minutes} minutes, or when it came"
@@ -281,7 +283,8 @@ def _own(
         label.task_id,
         label.created_at,
         text_of(session, label),
-        (label.created_at >= since or returned) and task.purpose != "qualification",
+        task.purpose != "qualification"
+        and (returned or (review is None and label.created_at >= since)),
         review.verdict if review else "",
         review.reason if review else "",
         review.clause if review else "",

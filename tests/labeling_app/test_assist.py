@@ -3,6 +3,8 @@
 import itertools
 import json
 import re
+import threading
+import time
 
 import httpx
 import pytest
@@ -41,11 +43,32 @@ def test_a_draft_comes_in_paragraphs_from_each_model_that_can(store, kaya, work)
     other = Assistant(endpoint="http://m.test", model="other", abilities=("draft", "critique"))
     able = (DRAFTER, silent, CRITIC, other)
     shown = assist.ask(store, kaya, work.token, "draft", able, client=model.client)
-    assert [body["model"] for body in model.asked] == ["tiny", "other"]
+    assert sorted(body["model"] for body in model.asked) == ["other", "tiny"]
     assert [[part.text for part in each.parts] for each in shown] == [
         ["First,", "second\nline.", "Third."]
     ] * 2
     assert assist.shown_before(store, kaya, work.token) == shown
+
+
+def test_several_models_are_asked_at_once_and_shown_in_their_order(store, kaya, work):
+    names = ("slow", "quick", "third")
+    both_asked, answered = threading.Barrier(len(names), timeout=30), []
+
+    class Waits(Model):
+        def __call__(self, request: httpx.Request) -> httpx.Response:
+            name = json.loads(request.content)["model"]
+            both_asked.wait()  # one after the other would wait here for ever
+            while name == "slow" and len(answered) < len(names) - 1:
+                time.sleep(0.001)
+            answered.append(name)
+            return httpx.Response(200, content=events(f"By {name}."))
+
+    able = [Assistant(endpoint="http://m.test", model=n, abilities=("draft",)) for n in names]
+    shown = assist.ask(store, kaya, work.token, "draft", able, client=Waits().client)
+    assert answered[-1] == "slow"
+    assert [each.parts[0].text for each in shown] == [f"By {name}." for name in names]
+    assert assist.shown_before(store, kaya, work.token) == shown
+    assert [row.model for row in rows(store, Assist)] == list(names)
 
 
 def test_without_a_model_whose_card_says_so_nobody_is_asked(store, kaya, work):

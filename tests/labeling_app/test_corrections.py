@@ -212,6 +212,27 @@ def test_a_label_can_be_corrected_for_the_time_that_the_project_sets(
             reopen(store, worker, "demo", label)
 
 
+def test_what_a_reviewer_accepted_stands_also_within_the_time(store, lead, person, tasks):
+    tasks(2)
+    worker, reader = person("w"), person("r", "reviewer")
+    one = write(store, worker)
+    assert last_label(store, worker).id == one
+    review(store, reader, "demo", one, "accepted")
+    assert last_label(store, worker) is None
+    with pytest.raises(UserError, match="a reviewer accepted this label; it stands"):
+        reopen(store, worker, "demo", one)
+
+
+def test_a_draft_that_comes_after_the_correction_was_given_up_is_refused(store, person, tasks):
+    tasks(1)
+    worker = person("w")
+    again = reopen(store, worker, "demo", write(store, worker))
+    give_up(store, worker, again.token)
+    with pytest.raises(LeaseLostError, match="given up; the label stands"):
+        save_draft(store, worker, again.token, 5, {"turns": []})
+    assert own_work(store, worker).drafts == 0
+
+
 def test_the_lead_sets_the_time_and_a_returned_label_has_none(store, clock, lead, person, tasks):
     tasks(2)
     worker, reader = person("w"), person("r", "reviewer")
@@ -227,7 +248,7 @@ def test_the_lead_sets_the_time_and_a_returned_label_has_none(store, clock, lead
     assert (back.verdict, back.reason, back.editable) == ("returned", "not truthful", True)
     assert (back.clause, back.comment) == ("2.1", "Wrong year.")
     assert by_id[two].editable is False
-    with pytest.raises(UserError, match="this one stands"):
+    with pytest.raises(UserError, match="stands"):
         reopen(store, worker, "demo", two)
     correct(store, worker, one, "Right year.")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import insert, select
+from sqlalchemy import exists, insert, select
 from sqlalchemy.orm import Session
 
 from labeling_app.auth import Account, require
@@ -45,18 +45,28 @@ class PromptReport:
 
 
 class NearPrompts:
-    """The prompts of a project by datasketch's LSH, filled as new ones come."""
+    """The prompts of a project by datasketch's LSH, filled as new ones come: those to write for
+    and those to compare apart, for a prompt may be both."""
 
     def __init__(self, store: Store, project: int) -> None:
         from datasketch import MinHashLSH  # 0.7 s, for imports alone
 
         # Bands of 4: of pairs at 0.8 Jaccard 99.98% meet; `holds` compares those that do.
-        self._lsh: Any = MinHashLSH(num_perm=_SIGNER.num_lanes, params=(16, 4))
-        self._lanes: dict[int, Any] = {}
+        self._lsh: dict[bool, Any] = {
+            compares: MinHashLSH(num_perm=_SIGNER.num_lanes, params=(16, 4))
+            for compares in (False, True)
+        }
+        self._lanes: list[Any] = []
         with store.read() as session:
-            query = select(Prompt.id, Prompt.signature, Prompt.messages).where(
-                Prompt.project_id == project
-            )
+            compared = exists().where(Task.prompt_id == Prompt.id, Task.kind == "compare")
+            written = exists().where(Task.prompt_id == Prompt.id, Task.kind != "compare")
+            query = select(
+                Prompt.id,
+                Prompt.signature,
+                Prompt.messages,
+                compared.label("compared"),
+                written.label("written"),
+            ).where(Prompt.project_id == project)
             rows = session.execute(query.execution_options(yield_per=2000))
             for batch in _batches(rows, 2000):
                 unsigned = [row for row in batch if not row.signature]
@@ -64,18 +74,19 @@ class NearPrompts:
                 signed = iter(_SIGNER.sign(texts).lanes) if texts else iter(())
                 for row in batch:
                     lanes = np.frombuffer(row.signature, "<u4") if row.signature else next(signed)
-                    self.add(lanes)
+                    for compares, there in ((False, row.written), (True, row.compared)):
+                        if there:
+                            self.add(lanes, compares)
 
-    def add(self, lanes: Any) -> None:
-        number = len(self._lanes)
-        self._lanes[number] = lanes
-        self._lsh.insert(number, _minhash(lanes), check_duplication=False)
+    def add(self, lanes: Any, compares: bool) -> None:
+        self._lsh[compares].insert(len(self._lanes), _minhash(lanes), check_duplication=False)
+        self._lanes.append(lanes)
 
-    def holds(self, lanes: Any) -> bool:
+    def holds(self, lanes: Any, compares: bool) -> bool:
         """Whether one of at least THRESHOLD is there, by the share of equal lanes."""
         return any(
             float(np.mean(self._lanes[found] == lanes)) >= THRESHOLD
-            for found in self._lsh.query(_minhash(lanes))
+            for found in self._lsh[compares].query(_minhash(lanes))
         )
 
 
@@ -125,7 +136,7 @@ def add_in_bulk(
     """(added, known, similar, keys that stand for another prompt) of checked tasks, in one
     transaction."""
     lanes = _SIGNER.sign([_text(task.prompt) for task in tasks]).lanes if tasks else []
-    signatures = {task.key: row for task, row in zip(tasks, lanes, strict=True)}
+    lanes_of = {task.key: row for task, row in zip(tasks, lanes, strict=True)}
 
     def deed(session: Session) -> tuple[list[NewTask], int, int, list[str]]:
         caller = require(session, who, "lead", "engineer")
@@ -146,17 +157,10 @@ def add_in_bulk(
                 fresh.append(task)
             elif there[task.key] != content:
                 clashes.append(task.key)
-        chosen: list[NewTask] = []
-        taken = np.empty((len(fresh), _SIGNER.num_lanes), np.uint32)
-        for task in fresh:
-            own = signatures[task.key]
-            if near is not None and task.purpose == "work":
-                shares = (taken[: len(chosen)] == own).mean(axis=1)
-                if near.holds(own) or (len(shares) and shares.max() >= THRESHOLD):
-                    continue
-            taken[len(chosen)] = own
-            chosen.append(task)
-        _insert(session, caller.project_id, caller.pseudonym, store.clock(), chosen, signatures)
+        chosen = (
+            fresh if near is None else _unlike(session, caller.project_id, fresh, near, lanes_of)
+        )
+        _insert(session, caller.project_id, caller.pseudonym, store.clock(), chosen, lanes_of)
         known = len(tasks) - len(fresh) - len(clashes)
         return chosen, known, len(fresh) - len(chosen), clashes
 
@@ -165,8 +169,68 @@ def add_in_bulk(
     chosen, known, similar, clashes = store.transact(deed)
     if near is not None:
         for task in chosen:
-            near.add(signatures[task.key])
+            near.add(lanes_of[task.key], task.kind == "compare")
     return len(chosen), known, similar, clashes
+
+
+def _unlike(
+    session: Session,
+    project: int,
+    fresh: Sequence[NewTask],
+    near: NearPrompts,
+    lanes_of: dict[str, Any],
+) -> list[NewTask]:
+    """Those that are not almost the same as one that is there or before them. A comparison of the
+    very same prompt is another task if its answers are others."""
+    compared = _compared(session, project, [task for task in fresh if task.kind == "compare"])
+    chosen: list[NewTask] = []
+    taken = {
+        compares: np.empty((len(fresh), _SIGNER.num_lanes), np.uint32) for compares in (False, True)
+    }
+    counts = {False: 0, True: 0}
+    for task in fresh:
+        own, compares = lanes_of[task.key], task.kind == "compare"
+        if task.purpose == "work":
+            shares = (taken[compares][: counts[compares]] == own).mean(axis=1)
+            like = near.holds(own, compares) or (len(shares) and shares.max() >= THRESHOLD)
+            sets = compared.get(_content(task)) if compares else None
+            if _answers(task) in sets if sets else like:
+                continue
+        if compares:
+            compared.setdefault(_content(task), set()).add(_answers(task))
+        taken[compares][counts[compares]] = own
+        counts[compares] += 1
+        chosen.append(task)
+    return chosen
+
+
+def _compared(
+    session: Session, project: int, tasks: Sequence[NewTask]
+) -> dict[str, set[frozenset[str]]]:
+    """By prompt, the sets of answers that are compared already, as digests."""
+    rows = session.execute(
+        select(Prompt.content_sha256, Task.id, Response.sha256)
+        .join(Task, Task.prompt_id == Prompt.id)
+        .join(TaskResponse, TaskResponse.task_id == Task.id)
+        .join(Response, Response.id == TaskResponse.response_id)
+        .where(
+            Prompt.project_id == project,
+            Prompt.content_sha256.in_({_content(task) for task in tasks}),
+            Task.kind == "compare",
+            Task.purpose == "work",
+        )
+    )
+    by_task: dict[tuple[str, int], set[str]] = {}
+    for content, task_id, digest in rows:
+        by_task.setdefault((content, task_id), set()).add(digest)
+    found: dict[str, set[frozenset[str]]] = {}
+    for (content, _), digests in by_task.items():
+        found.setdefault(content, set()).add(frozenset(digests))
+    return found
+
+
+def _answers(task: NewTask) -> frozenset[str]:
+    return frozenset(sha256_text(answer.text) for answer in task.answers)
 
 
 def _insert(

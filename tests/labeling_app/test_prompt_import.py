@@ -176,6 +176,31 @@ def test_similar_ones_are_kept_when_asked_for(store, lead, write):
     assert import_prompts(store, lead, [path]).known == 80
 
 
+def test_a_prompt_is_written_for_and_compared_and_compared_again_with_other_answers(
+    store, lead, write
+):
+    text = " ".join(WORDS[:60])
+    almost = " ".join([*WORDS[:59], "other"])
+
+    def compared(prompt: str, *answers: str) -> dict:
+        return {"prompt": prompt, "responses": [{"model": "m", "text": each} for each in answers]}
+
+    rows = [
+        {"prompt": text},
+        compared(text, "a", "b"),
+        compared(text, "a", "c"),
+        {**compared(text, "b", "a"), "id": "the same answers"},
+        {**compared(almost, "x", "y"), "id": "almost the same prompt"},
+        {"prompt": almost},
+    ]
+    report = import_prompts(store, lead, [write("one.jsonl", rows)])
+    assert (report.added, report.similar) == (3, 3)
+    again = import_prompts(store, lead, [write("two.jsonl", [
+        {**compared(text, "a", "b"), "id": "again"}, compared(text, "d", "e"),
+    ])])  # fmt: skip
+    assert (again.added, again.similar) == (1, 1)
+
+
 def test_different_questions_behind_one_system_prompt_are_kept(store, lead, write):
     system = {"role": "system", "content": " ".join(WORDS[:50])}
     rows = [

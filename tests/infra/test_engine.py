@@ -120,7 +120,7 @@ def test_beyond_the_limit_a_request_is_told_to_come_back(long_server) -> None:
         assert caught.value.status_code == 503
         assert caught.value.response.headers["retry-after"] == "1"
     wait_until(lambda: long_server.engine.num_in_line == 0)
-    assert long_server.ask(**ASKED, max_tokens=3).usage.completion_tokens == 3
+    assert long_server.ask(**ASKED, max_tokens=3, temperature=0).usage.completion_tokens == 3
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -15,6 +15,22 @@ from pipeline.core.records import Message
 from tests.labeling_app.stores import EmptyStores
 
 PASSWORD = "correct horse battery"
+# What lies above the services, which are tried on both databases: on PostgreSQL with the long tests.
+ABOVE_THE_SERVICES = (
+    "test_browser_kills",
+    "test_browser_lead",
+    "test_gate",
+    "test_oidc",
+    "test_page_api",
+    "test_sign_in_pages",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in ABOVE_THE_SERVICES and "[postgresql" in item.name:
+            item.add_marker(pytest.mark.long)
 
 
 class Clock:

@@ -105,4 +105,5 @@ def test_every_text_is_kept_as_it_was_typed_and_none_is_not_handed_in(desk):
         page.get_by_label("Your answer").fill(text)
         page.keyboard.press("Control+Enter")
         page.get_by_text(f"Task {number} is handed in").wait_for()
-    assert [row.messages[-1].text for row in read_labels(store).conversations] == TEXTS
+    kept = [row.messages[-1].text for row in read_labels(store).conversations]
+    assert sorted(kept) == sorted(TEXTS)

@@ -276,15 +276,13 @@ def _lease(
 
 
 def _held(session: Session, caller: Caller, kinds: tuple[Kind, ...]) -> Lease | None:
+    # EXISTS, not a join: SQLite, which keeps no statistics, might go through all tasks first.
+    here = exists().where(
+        Task.id == Lease.task_id, Task.kind.in_(kinds), Task.project_id == caller.project_id
+    )
     return session.scalars(
         select(Lease)
-        .join(Task, Task.id == Lease.task_id)
-        .where(
-            Lease.user_id == caller.id,
-            Lease.released.is_(None),
-            Task.kind.in_(kinds),
-            Task.project_id == caller.project_id,
-        )
+        .where(Lease.user_id == caller.id, Lease.released.is_(None), here)
         # A correction is what they asked for last.
         .order_by(Lease.purpose == "work", Lease.id)
         .limit(1)

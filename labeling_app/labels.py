@@ -96,9 +96,11 @@ def can_undo(store: Store, who: Account) -> bool:
             exists().where(
                 model.user_id == caller.id,
                 model.created_at >= since,
-                Task.id == model.task_id,
-                Task.project_id == caller.project_id,
-                Task.purpose != "qualification",
+                exists().where(
+                    Task.id == model.task_id,
+                    Task.project_id == caller.project_id,
+                    Task.purpose != "qualification",
+                ),
             )
             for model in (Demonstration, RankedSet)
         ]

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 
 from labeling_app.auth import ROLES, Account, require
 from labeling_app.projects import settings_of
@@ -108,18 +108,12 @@ def handed_in_today(store: Store, who: Account) -> int:
     midnight = store.clock().replace(hour=0, minute=0, second=0, microsecond=0)
     with store.read() as session:
         caller = require(session, who, *ROLES)
-        return (
-            session.scalar(
-                select(func.count())
-                .select_from(Lease)
-                .join(Task, Task.id == Lease.task_id)
-                .where(
-                    Lease.user_id == caller.id,
-                    Lease.outcome == "submitted",
-                    Lease.purpose == "work",
-                    Lease.released >= midnight,
-                    Task.project_id == caller.project_id,
-                )
-            )
-            or 0
+        here = exists().where(Task.id == Lease.task_id, Task.project_id == caller.project_id)
+        query = select(func.count(Lease.id)).where(
+            Lease.user_id == caller.id,
+            Lease.outcome == "submitted",
+            Lease.purpose == "work",
+            Lease.released >= midnight,
+            here,
         )
+        return session.scalar(query) or 0

@@ -50,7 +50,7 @@ class Task(Base):
     created_at: Mapped[dt.datetime]
 
 
-Index("tasks_by_priority", Task.project_id, Task.priority.desc(), Task.id)
+Index("tasks_by_priority", Task.priority.desc(), Task.id)
 Index("tasks_by_purpose", Task.project_id, Task.purpose, Task.kind, Task.state, Task.id)
 
 

@@ -401,7 +401,7 @@ def _create() -> None:
     op.create_index(
         "tasks_by_priority",
         "tasks",
-        ["project_id", sa.literal_column("priority DESC"), "id"],
+        [sa.literal_column("priority DESC"), "id"],
         unique=False,
     )
     op.create_index(

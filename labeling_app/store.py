@@ -6,36 +6,26 @@ A write takes the database's write lock at its start, so what it read is still s
 
 import contextlib
 import datetime as dt
-import functools
-import json
-import math
 import os
 import secrets
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import (
     Connection,
-    Engine,
-    create_engine,
     event,
     func,
     insert,
-    make_url,
     select,
     text,
 )
 from sqlalchemy.exc import (
-    ArgumentError,
     DatabaseError,
     DBAPIError,
-    DisconnectionError,
     IntegrityError,
-    NoSuchModuleError,
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -43,6 +33,7 @@ from sqlalchemy.orm import Session
 
 from labeling_app import upgrades
 from labeling_app.app_settings import AppSettings, Assistant, Oidc
+from labeling_app.engine import another_was_first, is_away, make_engine, set_wal
 from labeling_app.schema import EventRow, Secret
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
@@ -51,13 +42,6 @@ from pipeline.core.errors import UserError
 STORE_VARIABLE = "FLYWHEEL_LABELS"
 MAX_TEXT_BYTES = 1 << 20
 MAX_NAME = 200
-_BUSY_TIMEOUT_S = 30.0
-_LOOK_S = 0.002
-_FRESH_S = 2.0
-_CONNECT_ARGS: dict[str, dict[str, Any]] = {
-    # A write that waits for a lock gives up before a person does.
-    "postgresql": {"connect_timeout": 5, "options": "-c lock_timeout=10s -c timezone=UTC"}
-}
 _MAX_ATTEMPTS = 5
 PSEUDONYM_KEY, PAGE_KEY = "pseudonym-key", "page-key"
 KEPT = "kept"  # in a session's info: what a view need not look up twice
@@ -153,7 +137,7 @@ class Store:
         self.url = database_url(place)
         self.clock = clock
         self.random_bytes = random_bytes
-        self._engine = _engine(self.url)
+        self._engine = make_engine(self.url)
         self._writer = self._engine.execution_options(flywheel_write=True)
         self._reader = (
             self._engine
@@ -233,7 +217,7 @@ class Store:
                 with self.write() as session:
                     return deed(session)
             except (IntegrityError, OperationalError) as error:
-                if not _another_was_first(error) or attempt == _MAX_ATTEMPTS - 1:
+                if not another_was_first(error) or attempt == _MAX_ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
 
@@ -256,7 +240,7 @@ class Store:
                     f"the disk of the labeling store {self} is full; nothing was stored by this"
                     " step, free some space and try again"
                 ) from error
-            if error.connection_invalidated or _is_away(error):
+            if error.connection_invalidated or is_away(error):
                 raise StoreAwayError(
                     "the labeling database does not answer; nothing was stored by this step, try"
                     " again in a moment"
@@ -267,7 +251,7 @@ class Store:
 
     def _prepare(self, upgrade: bool) -> None:
         if self.is_sqlite:
-            _set_wal(self._engine)
+            set_wal(self._engine)
         with self._engine.begin() as connection:
             found = upgrades.revision(connection)
             if found == upgrades.HEAD and self._has_keys(connection):
@@ -354,68 +338,6 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def _engine(url: str) -> Engine:
-    try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite":
-            if parsed.database in (None, "", ":memory:"):
-                raise UserError(f"the labeling store {url!r} must be a file, not memory")
-            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(
-            parsed,
-            pool_size=24,  # kept open: a new connection costs more than a page's questions
-            max_overflow=16,
-            json_serializer=functools.partial(json.dumps, ensure_ascii=False),
-            connect_args=_CONNECT_ARGS.get(parsed.get_backend_name(), {}),
-        )
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UserError(f"the labeling store {url!r} is no database URL: {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot make the folder of the labeling store: {error}") from None
-    except ModuleNotFoundError as error:
-        raise UserError(f"the labeling store {url!r} needs {error.name}: pip install it") from None
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _set_up_connection)
-        event.listen(engine, "begin", _begin)
-    else:
-        event.listen(engine, "checkin", _put_back)
-        event.listen(engine, "checkout", _check)
-    return engine
-
-
-def _put_back(_dbapi: Any, record: Any) -> None:
-    record.info["put_back"] = time.monotonic()
-
-
-def _check(dbapi: Any, record: Any, _proxy: Any) -> None:
-    """A connection that lay still may be dead: the pool then makes another."""
-    if time.monotonic() - record.info.get("put_back", math.inf) < _FRESH_S:
-        return
-    try:
-        dbapi.execute("SELECT 1")
-        dbapi.rollback()
-    except Exception as error:
-        raise DisconnectionError from error
-
-
-def _another_was_first(error: DBAPIError) -> bool:
-    """A constraint refused the row, or PostgreSQL ended one of two that waited for each other."""
-    state = getattr(error.orig, "sqlstate", None) or ""
-    return isinstance(error, IntegrityError) or state.startswith("40") or state == "55P03"
-
-
-def _is_away(error: DBAPIError) -> bool:
-    """PostgreSQL could not be reached, or is shutting down or starting; SQLite stayed locked."""
-    state = getattr(error.orig, "sqlstate", None)
-    if isinstance(error.orig, sqlite3.OperationalError):
-        return "locked" in str(error.orig)  # for all of the busy time-out
-    if type(error.orig).__module__.startswith("psycopg"):
-        return isinstance(error, OperationalError) and (
-            state is None or state.startswith(("08", "57P", "53"))
-        )
-    return False
-
-
 def _copy_before(path: str, head: str) -> None:
     """A whole copy of the file, beside it, named after the revision that it is about to get. The
     caller holds the write lock: what is read is what was last committed."""
@@ -429,51 +351,3 @@ def _copy_before(path: str, head: str) -> None:
         copy.close()
         source.close()
     part.replace(target)
-
-
-def _set_up_connection(dbapi: Any, _record: Any) -> None:
-    dbapi.isolation_level = None  # sqlite3 must not begin transactions of its own: `_begin` does
-    cursor = dbapi.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {int(_BUSY_TIMEOUT_S * 1000)}")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.execute("PRAGMA synchronous = FULL")  # an acknowledged label survives a power cut
-    cursor.close()
-
-
-def _begin(connection: Connection) -> None:
-    if not connection.get_execution_options().get("flywheel_write", False):
-        connection.exec_driver_sql("BEGIN")
-        return
-    # SQLite's own waiting looks for the lock ever more rarely, up to 0.1 s apart, and so never
-    # gets between the transactions of an import. This looks all the time.
-    dbapi: Any = connection.connection.driver_connection
-    deadline = time.monotonic() + _BUSY_TIMEOUT_S
-    dbapi.execute("PRAGMA busy_timeout = 0")
-    try:
-        while True:
-            try:
-                dbapi.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(_LOOK_S)
-    finally:
-        dbapi.execute(f"PRAGMA busy_timeout = {int(_BUSY_TIMEOUT_S * 1000)}")
-
-
-def _set_wal(engine: Engine) -> None:
-    """Set once and kept in the file. The switch itself ignores the busy time-out: so wait here."""
-    raw = engine.raw_connection()
-    deadline = time.monotonic() + _BUSY_TIMEOUT_S
-    try:
-        while True:
-            try:
-                raw.cursor().execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-    finally:
-        raw.close()

@@ -1,6 +1,7 @@
 """People with work in hand at the running app, and the requests that their pages make."""
 
 import base64
+import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
@@ -17,6 +18,7 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import connect
 
 from labeling_app import auth, guidelines, invitations, projects, sessions
+from labeling_app.app_settings import AppSettings
 from labeling_app.assignment import Work, next_task
 from labeling_app.auth import Account
 from labeling_app.page_api import PAGE_HEADER
@@ -24,10 +26,18 @@ from labeling_app.schema import AssistAction, Demonstration, Draft, RankedSet
 from labeling_app.store import Store, open_store, utc_now
 from labeling_app.tasks import NewAnswer, NewTask, add_tasks
 from pipeline.core.records import Message
-from tests.labeling_app.browser import PASSWORD
+from tests.labeling_app.browser import PASSWORD, running
 
 RANKS = {"ranks": [2, 1, 3, 3], "likert": [None] * 4, "flags": [[]] * 4}
 _NUMBERS = itertools.count()
+
+
+@contextlib.contextmanager
+def behind_a_proxy(store: Store) -> Iterator[tuple[str, Store]]:
+    """The app at this store. The proxy's word counts, so each client has an address of its own."""
+    with running(AppSettings(store=store.url, trusted_proxies=("127.0.0.1",))) as app:
+        yield app.url, store
+    store.close()
 
 
 def new_name() -> str:

@@ -1,8 +1,6 @@
 """Undo: one's own label, opened again, handed in anew; the old row stays as it was."""
 
 import datetime as dt
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import select
@@ -21,6 +19,7 @@ from labeling_app.store import PSEUDONYM_KEY
 from labeling_app.submissions import Verdict, skip, submit_comparison, submit_demonstration
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
+from tests.labeling_app.together import at_once
 
 FULL = Verdict(
     (2, 1, 3, 1),
@@ -71,21 +70,6 @@ def rows_of(store, model) -> list[dict]:
     with store.read() as session:
         rows = session.execute(select(table).order_by(*table.primary_key.columns))
         return [dict(row._mapping) for row in rows]
-
-
-def at_once(*deeds) -> list:
-    """What each gave or raised, all begun together."""
-    gate = threading.Barrier(len(deeds))
-
-    def do(deed):
-        gate.wait()
-        try:
-            return deed()
-        except Exception as error:  # noqa: BLE001 (looked at by the test)
-            return error
-
-    with ThreadPoolExecutor(len(deeds)) as pool:
-        return list(pool.map(do, deeds))
 
 
 def test_a_correction_is_a_new_row_and_the_old_one_never_changes(store, clock, person, tasks):

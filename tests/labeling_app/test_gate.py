@@ -19,6 +19,7 @@ from tests.labeling_app.browser import PASSWORD
 from tests.labeling_app.desk import (
     Desk,
     InPage,
+    behind_a_proxy,
     check_policy,
     cookies,
     desk_of,
@@ -33,12 +34,8 @@ FORMS = ("/sign-in", "/sign-out", "/password", "/invitation")
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def served(request, empty_stores) -> Iterator[tuple[str, Store]]:
-    """Behind a proxy whose word counts, so that each client has an address of its own."""
-    store = open_store(empty_stores(request.param))
-    settings = AppSettings(store=store.url, trusted_proxies=("127.0.0.1",))
-    with browser.running(settings) as app:
-        yield app.url, store
-    store.close()
+    with behind_a_proxy(open_store(empty_stores(request.param))) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

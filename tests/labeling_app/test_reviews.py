@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import select
@@ -29,6 +27,7 @@ from labeling_app.store import PSEUDONYM_KEY
 from labeling_app.submissions import Trace, Verdict, skip, submit_comparison, submit_demonstration
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
+from tests.labeling_app.together import at_once
 
 BAD = "not truthful"
 
@@ -72,21 +71,6 @@ def reviews(store) -> list[tuple[int, str, str]]:
     with store.read() as session:
         rows = session.scalars(select(Review).order_by(Review.id))
         return [(row.target_id, row.verdict, row.reason) for row in rows]
-
-
-def at_once(*deeds) -> list:
-    """What each gave or raised, all begun together."""
-    gate = threading.Barrier(len(deeds))
-
-    def do(deed):
-        gate.wait()
-        try:
-            return deed()
-        except Exception as error:  # noqa: BLE001 (looked at by the test)
-            return error
-
-    with ThreadPoolExecutor(len(deeds)) as pool:
-        return list(pool.map(do, deeds))
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0, 0, 0), (0.5, 5, 35), (1, 40, 40)])

@@ -19,6 +19,7 @@ from pipeline.core.config import Config, Section, operational
 from pipeline.core.errors import UserError
 
 LABELS = Path(__file__).parent / "demo_labels"
+PROMPTS = Path(__file__).parent / "demo_prompts.jsonl"
 QUESTION = "How do I add an item to a heap?"
 
 
@@ -41,6 +42,7 @@ def run_demo(config_path: str, overrides: Sequence[str]) -> None:
         _foreground("corpus", common)
     _foreground("pretrain", common)
     _foreground("labels", common, "import", *files)
+    _foreground("labels", common, "prompts", "--file", str(PROMPTS))
     _foreground("weekly", common)
     with _background("serve", common, f"http://{serve.host}:{serve.port}/health"):
         _foreground("chat", common, "--ask", QUESTION, "--thumbs-down", "demo-1")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from eval.results import read_results
-from eval.run import COMPARISONS, SAMPLES
+from eval.run import COMPARISONS, CONVERSATIONS, SAMPLES
 from eval.stats import Interval, mean_interval, paired_difference
 from eval.tasks import held_out_answers
 from finetune.grpo import REWARDS
@@ -21,7 +21,7 @@ from pipeline.core import storage
 from pipeline.core.config import Config
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import Manifest, WouldRun, planning
-from pipeline.core.records import Comparison, read_records
+from pipeline.core.records import Comparison, Conversation, read_records
 
 T = TypeVar("T")
 
@@ -307,6 +307,19 @@ def questions(labels: Manifest) -> dict[str, str]:
     """The last message of each ranked prompt, by prompt id."""
     found = read_records(labels.file_url(COMPARISONS), Comparison)
     return {c.prompt_id: c.prompt[-1].text for c in found if c.prompt}
+
+
+def authorship(labels: Manifest) -> str:
+    """How many answers and rankings people gave, and how many simulated accounts."""
+    answers = read_records(labels.file_url(CONVERSATIONS), Conversation)
+    rankings = read_records(labels.file_url(COMPARISONS), Comparison)
+    by = [label.labeler for label in (*answers, *rankings)]
+    simulated = sum(name.startswith("simulated-") for name in by)
+    who = "all by people"
+    if simulated:
+        who = "all" if simulated == len(by) else f"{simulated:,} of these {len(by):,}"
+        who += " brought in by simulated accounts, not given by people"
+    return f"Learnt from {len(answers):,} answers and {len(rankings):,} rankings: {who}."
 
 
 def require_something(turn: Turn, root: str) -> None:

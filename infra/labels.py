@@ -267,9 +267,13 @@ def vendor_in(config: Config, batch: int, file: str) -> None:
     store = open_labels(config)
     back = vendors.take_back(store, _as_lead(config, store), batch, Path(file))
     said = "no known answers" if back.agreement is None else f"{back.agreement:.0%} of gold right"
-    verdict = f"accepted: {back.labels} labels" if back.accepted else "refused: its tasks are open"
-    print(f"batch {batch} is {verdict} ({said})")
     _show_rejects(back.rejects, None)
+    if not back.accepted:
+        raise UserError(
+            f"batch {batch} is refused ({said}): none of its labels came in; its tasks are open,"
+            " send them out anew"
+        )
+    print(f"batch {batch} is accepted: {back.labels} labels ({said})")
 
 
 def vendor_withdraw(config: Config, batch: int) -> None:

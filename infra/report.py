@@ -47,7 +47,7 @@ def report_page(turn: Turn) -> bytes:
         facts = turn.base.compression.facts
         parts.append(sections.training_section(turn))
         if turn.week:
-            parts.append(week_sections.worth_section(turn))
+            parts.append(week_sections.worth_section(turn, turn.week))
         parts.append(sections.compression_section(facts))
         parts.append(sections.next_words_section(facts))
         parts.append(sections.texts_section(turn))

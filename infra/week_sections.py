@@ -5,7 +5,7 @@ from typing import Any
 
 from eval.report import gate_rows, redteam_rows
 from eval.stats import Interval
-from infra.findings import Contrast, Turn, contrasts, questions
+from infra.findings import Contrast, Turn, authorship, contrasts, questions
 from infra.page import Html, Part, cut, figure, folded, joined, note, section, signed, table_of, tag
 from infra.pictures import Kind, stacks, strip
 from infra.weekly import Week
@@ -15,10 +15,11 @@ _NUM_FOLDED = 60  # more answers or pointer moves, behind a click
 _GRADES: tuple[Kind, ...] = ("good", "bad", "unclear")
 
 
-def worth_section(turn: Turn) -> Part:
+def worth_section(turn: Turn, week: Week) -> Part:
     return section(
         "worth",
         "What each step is worth",
+        tag("p", authorship(week.labels)),
         tag(
             "p",
             "On prompts that the step was not trained on: the difference with its 95% interval. The"

@@ -4,7 +4,9 @@ Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011); Kendall, "The
 in ranking problems" (Biometrika 1945); percentile bootstrap (Efron 1979); Wilson (1927).
 """
 
+import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -14,6 +16,7 @@ import numpy.typing as npt
 
 Level = Literal["nominal", "ordinal", "interval"]
 Array = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 NUM_BOOTSTRAPS = 1000
 
 
@@ -33,33 +36,25 @@ def alpha(units: Sequence[Sequence[float]], level: Level) -> float | None:
 
     None: there is nothing to compare, or all values are alike, where alpha is not defined.
     """
-    coincidences, values = _coincidences(units)
-    if not len(coincidences):
+    tables, counts, values = _coincidences(units)
+    if not len(tables):
         return None
-    return _alpha(coincidences.sum(0), values, level)
+    return _alpha(_sum(counts, tables), values, level)
 
 
 def alpha_interval(
     units: Sequence[Sequence[float]], level: Level, seed: int = 0, num: int = NUM_BOOTSTRAPS
 ) -> Estimate | None:
     """The same with a bootstrap interval over units."""
-    coincidences, values = _coincidences(units)
-    if not len(coincidences):
+    tables, counts, values = _coincidences(units)
+    if not len(tables):
         return None
-    value = _alpha(coincidences.sum(0), values, level)
+    value = _alpha(_sum(counts, tables), values, level)
     if value is None:
         return None
-    rng = np.random.default_rng(seed)
-    flat = coincidences.reshape(len(coincidences), -1)
-    found: list[float] = []
-    for _ in range(num):
-        counts = rng.multinomial(len(flat), np.full(len(flat), 1 / len(flat)))
-        table = (counts @ flat).reshape(coincidences.shape[1:])
-        drawn = _alpha(table, values, level)
-        if drawn is not None:
-            found.append(drawn)
-    low, high = _percentiles(found, value)
-    return Estimate(value, low, high, len(coincidences))
+    draws = (_alpha(_sum(drawn, tables), values, level) for drawn in _resampled(counts, seed, num))
+    low, high = _percentiles([each for each in draws if each is not None], value)
+    return Estimate(value, low, high, int(counts.sum()))
 
 
 def tau_b(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -69,6 +64,11 @@ def tau_b(first: Sequence[float], second: Sequence[float]) -> float | None:
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} ranks; tau-b compares as many")
+    return _tau_b(tuple(first), tuple(second))
+
+
+@functools.lru_cache(maxsize=1 << 16)  # of a few answers there are few rankings
+def _tau_b(first: tuple[float, ...], second: tuple[float, ...]) -> float | None:
     x, y = np.asarray(first, float), np.asarray(second, float)
     upper = np.triu_indices(len(x), 1)
     dx, dy = np.sign(x[:, None] - x)[upper], np.sign(y[:, None] - y)[upper]
@@ -82,11 +82,11 @@ def mean_interval(
     """A mean with a bootstrap interval."""
     if not values:
         return None
-    data = np.asarray(values, float)
-    rng = np.random.default_rng(seed)
-    draws = [float(data[rng.integers(0, len(data), len(data))].mean()) for _ in range(num)]
-    low, high = _percentiles(draws, float(data.mean()))
-    return Estimate(float(data.mean()), low, high, len(data))
+    data, counts = np.unique(np.asarray(values, float), return_counts=True)
+    mean = float(np.mean(values))
+    draws = _resampled(counts, seed, num) @ data / len(values)
+    low, high = _percentiles(draws.tolist(), mean)
+    return Estimate(mean, low, high, len(values))
 
 
 def share_interval(hits: int, cases: int) -> Estimate | None:
@@ -108,18 +108,30 @@ def preferences(ranks: Sequence[int]) -> list[int]:
     ]
 
 
-def _coincidences(units: Sequence[Sequence[float]]) -> tuple[Array, Array]:
-    """Of each pairable unit its table of coincidences (num, V, V), and the V values, sorted."""
-    pairable = [unit for unit in units if len(unit) > 1]
-    values = np.array(sorted({value for unit in pairable for value in unit}), float)
+def _coincidences(units: Sequence[Sequence[float]]) -> tuple[Array, Counts, Array]:
+    """Of each kind of pairable unit its table of coincidences (kinds, V, V); how many units are of
+    each kind (kinds,); and the V values, sorted. Units of the same values are of one kind."""
+    kinds = collections.Counter(tuple(sorted(unit)) for unit in units if len(unit) > 1)
+    values = np.array(sorted({value for unit in kinds for value in unit}), float)
     place = {value: at for at, value in enumerate(values.tolist())}
-    tables = np.zeros((len(pairable), len(values), len(values)))
-    for number, unit in enumerate(pairable):
+    tables = np.zeros((len(kinds), len(values), len(values)))
+    for number, unit in enumerate(sorted(kinds)):
         counts = np.zeros(len(values))
         for value in unit:
             counts[place[float(value)]] += 1
         tables[number] = (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
-    return tables, values
+    return tables, np.array([kinds[unit] for unit in sorted(kinds)], np.int64), values
+
+
+def _resampled(counts: Counts, seed: int, num: int) -> Counts:
+    """(num, kinds): how often each kind is drawn, where as many as there are, are, with
+    replacement."""
+    total = int(counts.sum())
+    return np.random.default_rng(seed).multinomial(total, counts / total, size=num)
+
+
+def _sum(counts: Counts, tables: Array) -> Array:
+    return np.tensordot(counts.astype(float), tables, 1)
 
 
 def _alpha(table: Array, values: Array, level: Level) -> float | None:

@@ -5,6 +5,7 @@ Every request shows an API token, whose scopes and project bound what it can do.
 
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from pipeline.core.errors import UserError
 
 MAX_IMPORT = 256 << 20
 _MAX_REJECTS = 1000  # named in a reply; all are counted
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 _THREADS = 4  # exports and imports at once: people come first
 
 
@@ -42,6 +44,7 @@ class Api:
             Route("/api/v1/prompts", self._answered(self.import_prompts), methods=["POST"]),
             Route("/api/v1/export/{name}", self._answered(self.export), methods=["GET"]),
             Route("/api/v1/progress", self._answered(self.progress), methods=["GET"]),
+            Route("/api/v1/{rest:path}", self._answered(self.unknown), methods=_METHODS),
         ]
 
     async def import_prompts(self, request: Request) -> Response:
@@ -103,6 +106,12 @@ class Api:
                 "days": [{**dataclasses.asdict(d), "day": d.day.isoformat()} for d in now.days],
             }
         )
+
+    async def unknown(self, request: Request) -> Response:
+        path = request.url.path[:200]
+        known = re.fullmatch(r"/api/v1/(prompts|progress|export/[^/]+)", path)
+        said = f"nothing at {path} answers {request.method}; see docs/labeling-api.md"
+        return JSONResponse({"error": said}, 405 if known else 404)
 
     def _check_role(self, who: Account) -> None:
         with self._store.read() as session:

@@ -9,6 +9,7 @@ import functools
 from typing import Any, Literal, cast
 
 from sqlalchemy import (
+    ColumnElement,
     CompoundSelect,
     Select,
     bindparam,
@@ -26,11 +27,14 @@ from labeling_app.guidelines import require_read
 from labeling_app.projects import Settings, settings_of
 from labeling_app.qualification import NotQualifiedError, standing_of
 from labeling_app.schema import (
+    Demonstration,
     Draft,
     InstructionVersion,
     Lease,
     Project,
     Prompt,
+    RankedSet,
+    Review,
     Slot,
     Task,
     TaskResponse,
@@ -43,7 +47,7 @@ from pipeline.core.records import Message
 
 Area = Literal["write", "compare"]
 KINDS_OF: dict[Area, tuple[Kind, ...]] = {"write": ("demo", "question"), "compare": ("compare",)}
-_ENDED_BY_CHOICE = ("submitted", "skipped", "flagged")
+ENDED_BY_CHOICE = ("submitted", "skipped", "flagged")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Work:
     """A leased task. `answers` stand in this person's order; nothing tells gold from work.
 
     `purpose`: work, or correct and adjudicate, where `draft` begins with the label as it stands.
+    `qualifies`: it is one of the qualification set, as its person knows.
     """
 
     token: str
@@ -80,6 +85,7 @@ class Work:
     purpose: str
     corrects: int | None
     assisted: bool
+    qualifies: bool
 
 
 class LeaseLostError(UserError):
@@ -90,7 +96,8 @@ def next_task(
     store: Store, who: Account, area: Area, lease: dt.timedelta | None = None
 ) -> Work | None:
     """The task the caller holds, or a new one: first where they left a draft, then by priority
-    and age; never one that they have answered, skipped or flagged. None: nothing for them now.
+    and age; never one that they have answered, skipped or flagged, or whose labels they reviewed.
+    None: nothing for them now.
 
     Raises DeniedError for other roles, UnreadError if the newest instructions are not
     acknowledged, NotQualifiedError once the tries at the qualification set are used up.
@@ -106,6 +113,7 @@ def next_task(
         lasts = lease or dt.timedelta(minutes=settings.lease_minutes)
         if held := _held(session, caller, kinds):
             held.expires = store.clock() + lasts
+            held.version_id = version.id  # what they have read since is what they go on by
             return work_of(session, held)
         if project.paused:
             return None
@@ -124,32 +132,36 @@ def take_task(store: Store, who: Account, key: str) -> Work | None:
     """A slot of one named task, for a simulated account that imports labels: people take what
     the queue gives. None: no slot is free for it."""
 
-    def deed(session: Session) -> Work | None:
-        caller = require(session, who, *WORKERS)
-        if not caller.simulated:
-            raise DeniedError("only simulated accounts take a task by its key")
-        version = require_read(session, caller.project_id, caller.id)
-        task = session.scalars(
-            select(Task).where(Task.project_id == caller.project_id, Task.key == key)
-        ).one_or_none()
-        if task is None:
-            return None
-        mine = (Lease.task_id == task.id) & (Lease.user_id == caller.id)
-        held = session.scalars(select(Lease).where(mine, Lease.released.is_(None))).one_or_none()
-        if held is not None:
-            return work_of(session, held)
-        release_expired(session, store.clock())
-        mine_free = _FREE.where(Slot.task_id == task.id).limit(1)
-        values = {"person": caller.id, "project": caller.project_id}
-        slot = session.scalars(mine_free, values).one_or_none()
-        if slot is None:
-            return None
-        settings = settings_of(session, caller.project_id)
-        lasts = dt.timedelta(minutes=settings.lease_minutes)
-        row = _lease(store, session, caller, slot, task, version, settings, lasts)
-        return work_of(session, row, task)
+    return store.transact(lambda session: taken(store, session, who, key))
 
-    return store.transact(deed)
+
+def taken(store: Store, session: Session, who: Account, key: str) -> Work | None:
+    """The same, within a transaction."""
+    caller = require(session, who, *WORKERS)
+    if not caller.simulated:
+        raise DeniedError("only simulated accounts take a task by its key")
+    version = require_read(session, caller.project_id, caller.id)
+    task = session.scalars(
+        select(Task).where(Task.project_id == caller.project_id, Task.key == key)
+    ).one_or_none()
+    if task is None:
+        return None
+    mine = (Lease.task_id == task.id) & (Lease.user_id == caller.id)
+    held = session.scalars(select(Lease).where(mine, Lease.released.is_(None))).one_or_none()
+    if held is not None:
+        return work_of(session, held)
+    release_expired(session, store.clock())
+    mine_free = (
+        _FREE.where(Slot.task_id == task.id).limit(1).with_for_update(of=Slot, key_share=True)
+    )
+    values = {"person": caller.id, "project": caller.project_id}
+    slot = session.scalars(mine_free, values).one_or_none()
+    if slot is None:
+        return None
+    settings = settings_of(session, caller.project_id)
+    lasts = dt.timedelta(minutes=settings.lease_minutes)
+    row = _lease(store, session, caller, slot, task, version, settings, lasts)
+    return work_of(session, row, task)
 
 
 def shown_order(key: str, name: str, num_answers: int) -> list[int]:
@@ -218,6 +230,7 @@ def work_of(session: Session, lease: Lease, task: Task | None = None) -> Work:
         purpose=lease.purpose,
         corrects=lease.corrects,
         assisted=lease.assisted,
+        qualifies=task.purpose == "qualification",
     )
 
 
@@ -295,14 +308,18 @@ def _choose(
 ) -> Slot | None:
     standing = standing_of(session, caller, settings)
     if standing.needed:
+        last = f"the last try had {standing.score:.0%} right" if standing.score is not None else ""
         if standing.tries_left < 1:
             raise NotQualifiedError(
-                "the qualification was not passed this time; your lead can give you another try"
+                f"the qualification was not passed: {last}, {settings.pass_mark:.0%} are needed;"
+                " your lead can give you another try"
             )
         slot = _known_answer(session, caller, kinds, "qualification")
         if slot is None and "compare" in kinds:
             raise NotQualifiedError(
-                "the qualification set has no task left for you; ask your lead to add some"
+                (f"{last}, {settings.pass_mark:.0%} are needed; " if last else "")
+                + "the qualification set has no task left that you have not seen; ask your lead to"
+                " add some"
             )
         return slot
     if "compare" in kinds and not caller.simulated and _is_gold_turn(session, caller, settings):
@@ -342,12 +359,24 @@ def _free() -> Select[Slot]:
     mine = exists().where(
         Lease.user_id == bindparam("person"),
         Lease.task_id == Slot.task_id,
-        Lease.outcome.in_(_ENDED_BY_CHOICE) | Lease.released.is_(None),
+        Lease.outcome.in_(ENDED_BY_CHOICE) | Lease.released.is_(None),
     )
+    here = Slot.project_id == bindparam("project")
     return (
         select(Slot)
-        .where(Slot.project_id == bindparam("project"), Slot.state == "free", ~mine)
+        .where(here, Slot.state == "free", ~mine, ~_read("demo"), ~_read("compare"))
         .order_by(Slot.priority.desc(), Slot.task_id, Slot.slot_no)
+    )
+
+
+def _read(kind: str) -> ColumnElement[bool]:
+    """Whether this person reviewed a label of the slot's task: theirs would be no new opinion."""
+    label = RankedSet if kind == "compare" else Demonstration
+    return exists().where(
+        label.task_id == Slot.task_id,
+        Review.target_kind == kind,
+        Review.target_id == label.id,
+        Review.reviewer_id == bindparam("person"),
     )
 
 
@@ -388,7 +417,7 @@ def _known_answer(
     had = exists().where(
         Lease.user_id == caller.id,
         Lease.task_id == Task.id,
-        Lease.outcome.in_(_ENDED_BY_CHOICE) | Lease.released.is_(None),
+        Lease.outcome.in_(ENDED_BY_CHOICE) | Lease.released.is_(None),
     )
     candidates = session.scalars(
         select(Task)

@@ -34,6 +34,7 @@ LOCAL = ""  # the issuer of accounts with passwords
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 _PSEUDONYM = re.compile(r"(person|simulated)-[0-9a-f]{16}")
+_RESERVED = re.compile(r"command|(sim|vendor)-.*")
 _HASHER = PasswordHasher()  # argon2id with the library's (RFC 9106's low-memory) costs
 # Verified for an unknown name, so that it takes as long as a known one.
 _NOBODY = _HASHER.hash("nobody")
@@ -336,6 +337,10 @@ def new_user(
         raise UserError(f"account name {name!r}: use 1 to 40 of a-z, 0-9, dot, dash and underscore")
     if _PSEUDONYM.fullmatch(name):
         raise UserError(f"account name {name!r} looks like a pseudonym of an export; take another")
+    if not simulated and is_reserved(name):
+        raise UserError(
+            f"account name {name!r}: command, sim-… and vendor-… are the program's; take another"
+        )
     row = User(
         issuer=issuer,
         subject=subject or name,
@@ -351,6 +356,11 @@ def new_user(
     session.add(row)
     session.flush()
     return row
+
+
+def is_reserved(name: str) -> bool:
+    """Whether the program's own accounts are called so; a person's would stand in their way."""
+    return bool(_RESERVED.fullmatch(name) or _PSEUDONYM.fullmatch(name))
 
 
 def add_membership(

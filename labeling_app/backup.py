@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select, text
+from sqlalchemy import Connection, Table, exists, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from labeling_app import upgrades
-from labeling_app.schema import APPEND_ONLY, Base, refuse_changes
+from labeling_app.schema import APPEND_ONLY, Base, Project, refuse_changes
 from labeling_app.store import Store
 from pipeline.core import storage
 from pipeline.core.errors import UserError
@@ -37,7 +37,10 @@ class BackupReport:
 
 def back_up(store: Store, path: Path, progress: Progress | None = None) -> BackupReport:
     """Write everything, of one moment, into a zip file; whole or not at all. It holds password
-    hashes and the keys of the pseudonyms: keep it as safe as the store."""
+    hashes and the keys of the pseudonyms: keep it as safe as the store. Raises UserError for a
+    file that is there and is no backup."""
+    if path.exists() and not _is_backup(path):
+        raise UserError(f"{str(path)!r} is there and is no backup; name another file")
     tables: dict[str, Any] = {}
     total = 0
     with (
@@ -89,6 +92,14 @@ def restore(store: Store, path: Path, progress: Progress | None = None) -> Backu
         raise UserError(f"{path} is damaged: {why}") from None
     store.forget_keys()
     return BackupReport(total, len(contents["tables"]))
+
+
+def _is_backup(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _CONTENTS in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _lines(connection: Connection, table: Table) -> Iterator[bytes]:
@@ -149,6 +160,8 @@ def _check_empty(connection: Connection, store: Store) -> None:
         table = Base.metadata.tables[name]
         if connection.scalar(select(func.count()).select_from(table)):
             raise UserError(f"the store {store} has {name} in it; restore into an empty one")
+    if connection.scalar(select(exists().where(Project.name != "default"))):
+        raise UserError(f"the store {store} has projects in it; restore into an empty one")
 
 
 def _drop_guards(connection: Connection) -> None:

@@ -5,7 +5,7 @@ import datetime as dt
 import statistics
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from labeling_app.agreement import tau_b
@@ -15,6 +15,7 @@ from labeling_app.quality import (
     Ranking,
     agreement_of_tasks,
     best_place,
+    helped_days,
     odd_times,
     rankings,
     standing,
@@ -66,7 +67,7 @@ def behind(
                 found = _OF_STORE[number](session, caller, of, since)
         else:
             raise UserError(f"no number {number!r}; known are {', '.join(NUMBERS)}")
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(f"{of!r} is nothing that {number!r} can be of") from None
     return [Behind(task, names.get(person, ""), note) for task, person, note in found[:MOST]]
 
@@ -148,6 +149,7 @@ def _help(session: Session, caller: Caller, of: str, since: dt.datetime | None) 
             Demonstration.vendor == "",
             Task.purpose == "work",
             User.simulated.is_(False),
+            func.date(Demonstration.created_at).in_(helped_days(caller.project_id)),
         )
         .add_columns(Demonstration.origin, Demonstration.edit_chars)
         .order_by(None)

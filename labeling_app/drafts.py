@@ -5,13 +5,13 @@ import datetime as dt
 import re
 from typing import Any, cast
 
-from sqlalchemy import exists, select
+from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
-from labeling_app.assignment import LeaseLostError
+from labeling_app.assignment import ENDED_BY_CHOICE, LeaseLostError
 from labeling_app.auth import WORKERS, Account, Caller, require
 from labeling_app.projects import settings_of
-from labeling_app.schema import Demonstration, Draft, Lease, RankedSet, Slot, Task
+from labeling_app.schema import Demonstration, Draft, Lease, RankedSet, Review, Slot, Task
 from labeling_app.store import MAX_TEXT_BYTES, Store
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json
@@ -110,8 +110,8 @@ def own_lease(session: Session, caller: Caller, token: str) -> Lease:
 
 def in_force(session: Session, lease: Lease) -> Lease:
     """The lease that holds now in the place of an expired one: no work is lost while nobody else
-    has the task. Another that its person took since, or itself anew where the slot is still free,
-    or itself as it is."""
+    has the task. Another that its person took since, by which they may have dealt with it; or
+    itself anew where the slot is still free, or itself as it is."""
     if lease.outcome != "expired":
         return lease
     slot = session.get_one(Slot, lease.slot_id, with_for_update={"key_share": True})
@@ -120,16 +120,47 @@ def in_force(session: Session, lease: Lease) -> Lease:
     )
     if other := session.scalars(mine).one_or_none():
         return other
+    if lease.purpose == "work" and (ended := _ended(session, lease)):
+        return ended
     held = session.scalar(
         select(exists().where(Lease.slot_id == slot.id, Lease.released.is_(None)))
     )
     model = RankedSet if slot.kind == "compare" else Demonstration
-    replaced = lease.corrects is not None and session.scalar(
-        select(exists().where(model.supersedes_id == lease.corrects))
+    over = lease.corrects is not None and session.scalar(
+        select(
+            or_(
+                exists().where(model.supersedes_id == lease.corrects),
+                exists().where(
+                    Review.target_kind == ("compare" if slot.kind == "compare" else "demo"),
+                    Review.target_id == lease.corrects,
+                    Review.verdict != "returned",
+                ),
+                exists().where(
+                    Lease.corrects == lease.corrects,
+                    Lease.task_id == lease.task_id,
+                    Lease.id > lease.id,
+                    Lease.outcome == "given-up",
+                ),
+            )
+        )
     )
-    if not held and not replaced and (slot.state in ("free", "void") or lease.purpose != "work"):
+    if not held and not over and (slot.state in ("free", "void") or lease.purpose != "work"):
         lease.released = lease.outcome = None
         if lease.purpose == "work":
             slot.state = "leased"
         session.flush()
     return lease
+
+
+def _ended(session: Session, lease: Lease) -> Lease | None:
+    """By which its person handed the same task in, or put it back."""
+    return session.scalars(
+        select(Lease)
+        .where(
+            Lease.task_id == lease.task_id,
+            Lease.user_id == lease.user_id,
+            Lease.purpose == "work",
+            Lease.outcome.in_(ENDED_BY_CHOICE),
+        )
+        .limit(1)
+    ).one_or_none()

@@ -94,11 +94,16 @@ def is_away(error: DBAPIError) -> bool:
 
 def _set_up_connection(dbapi: Any, _record: Any) -> None:
     dbapi.isolation_level = None  # sqlite3 must not begin transactions of its own: `_begin` does
+    dbapi.create_function("lower", 1, _lower, deterministic=True)  # its own knows ASCII alone
     cursor = dbapi.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {int(_BUSY_TIMEOUT_S * 1000)}")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA synchronous = FULL")  # an acknowledged label survives a power cut
     cursor.close()
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _begin(connection: Connection) -> None:

@@ -273,7 +273,7 @@ def _chosen(
         (bool(filters.vendors), model.vendor.in_(filters.vendors)),
         (bool(filters.instruction_versions), model.version_id.in_(versions)),
         (bool(filters.labelers), model.user_id.in_(labelers)),
-        (not filters.simulated, model.user_id.not_in(simulated)),
+        (not filters.simulated, model.user_id.not_in(simulated) | (model.vendor != "")),
     ]
     for wanted, condition in conditions:
         if wanted:

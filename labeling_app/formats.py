@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,14 @@ def export(
             raise UserError(f"format {name!r} is unknown; known are {', '.join(FORMATS)}")
     chosen = filters or Filters()
     manifest_url = storage.join(folder, MANIFEST)
-    if storage.exists(manifest_url):
-        storage.remove(manifest_url)  # while files change there is none
+    earlier: list[str] = []
     versions: set[int] = set()
     seen = 0
     with contextlib.ExitStack() as stack, store.read() as session:
         number = project_id(session, project)
+        if storage.exists(manifest_url):
+            earlier = _files_of(manifest_url)
+            storage.remove(manifest_url)  # while files change there is none
         writers = _Writers(folder, stack)
         for conversation in iter_conversations(session, number, chosen):
             versions.add(conversation.instruction_version)
@@ -87,14 +89,18 @@ def export(
             _write_comparison(writers, comparison, formats)
             seen = _told(progress, seen)
         if "llama-factory" in formats:
-            for line in json.dumps(_dataset_info(), indent=1).splitlines():
+            for line in json.dumps(_dataset_info(writers.counts), indent=1).splitlines():
                 writers.text(_DATASET_INFO, line)
         instructions = _instructions(session, number, versions)
         files = writers.close(_expected(formats))
+    for name in earlier:
+        if name not in files and storage.exists(storage.join(folder, name)):
+            storage.remove(storage.join(folder, name))
     manifest = {
         "version": VERSION,
         "project": project,
         "filters": chosen.as_json(),
+        "left_out": "gold and qualification tasks; labels corrected since or returned",
         "heldout_fraction": HELDOUT_FRACTION,
         "instructions": instructions,
         "files": files,
@@ -102,6 +108,15 @@ def export(
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     storage.write_bytes(manifest_url, text.encode())
     return Exported(folder, manifest)
+
+
+def _files_of(manifest_url: str) -> list[str]:
+    """The files that an earlier export here wrote; [] where its manifest cannot be read."""
+    try:
+        files: dict[str, Any] = json.loads(storage.read_bytes(manifest_url))["files"]
+        return [name for name in files if not name.startswith(("/", ".")) and ".." not in name]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def split_of(messages: Sequence[Message]) -> str:
@@ -192,13 +207,13 @@ class _Writers:
         self._paths: dict[str, Path] = {}
         self._texts: dict[str, Any] = {}
         self._tables: dict[str, tuple[pq.ParquetWriter, list[Any], type[Any]]] = {}
-        self._counts: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
 
     def line(self, name: str, row: Row) -> None:
         if name not in self._texts:
             self._open(name, None)
         self._texts[name].write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._counts[name] += 1
+        self.counts[name] += 1
 
     def text(self, name: str, line: str) -> None:
         if name not in self._texts:
@@ -210,7 +225,7 @@ class _Writers:
             self._open(name, type(record))
         _, rows, _ = self._tables[name]
         rows.append(record)
-        self._counts[name] += 1
+        self.counts[name] += 1
         if len(rows) >= _BATCH:
             self._flush(name)
 
@@ -225,13 +240,13 @@ class _Writers:
             self._flush(name)
             self._tables[name][0].close()
         return {
-            name: {"rows": self._counts[name], "sha256": _digest(path)}
+            name: {"rows": self.counts[name], "sha256": _digest(path)}
             for name, path in sorted(self._paths.items())
         }
 
     def _open(self, name: str, kind: type[Any] | None) -> None:
         path = self._files.enter_context(storage.atomic_file(storage.join(self._folder, name)))
-        self._paths[name], self._counts[name] = path, 0
+        self._paths[name], self.counts[name] = path, 0
         if kind is None:
             self._texts[name] = self._files.enter_context(path.open("w", encoding="utf-8"))
         else:
@@ -301,8 +316,9 @@ def _expected(formats: Sequence[str]) -> dict[str, type[Any] | None]:
     return names
 
 
-def _dataset_info() -> dict[str, Any]:
-    """LLaMA-Factory's description of its files, which it reads from their folder."""
+def _dataset_info(counts: Mapping[str, int]) -> dict[str, Any]:
+    """LLaMA-Factory's description of its files, which it reads from their folder; it cannot load
+    one without rows."""
     tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
     info: dict[str, Any] = {}
     for split in SPLITS:
@@ -324,7 +340,11 @@ def _dataset_info() -> dict[str, Any]:
             },
             "tags": tags,
         }
-    return info
+    return {
+        name: entry
+        for name, entry in info.items()
+        if counts.get(f"llama-factory/{entry['file_name']}")
+    }
 
 
 def _instructions(session: Any, project: int, numbers: set[int]) -> dict[str, str]:

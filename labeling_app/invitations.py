@@ -64,6 +64,48 @@ def invite(
     return token
 
 
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    id: int
+    role: str
+    note: str
+    expires: dt.datetime
+
+
+def pending(store: Store, who: Account) -> list[Pending]:
+    """Invitations into the caller's project that can still be accepted, the newest first."""
+    with store.read() as session:
+        caller = require(session, who, "lead")
+        rows = session.scalars(
+            select(Invitation)
+            .where(
+                Invitation.project_id == caller.project_id,
+                Invitation.used_at.is_(None),
+                Invitation.expires > store.clock(),
+            )
+            .order_by(Invitation.id.desc())
+        )
+        return [
+            Pending(row.id, row.role, row.note, row.expires)
+            for row in rows
+            if _leads_still(session, row)
+        ]
+
+
+def revoke(store: Store, who: Account, number: int) -> None:
+    """The invitation is good no longer. Raises UserError for one that was accepted."""
+    with store.write() as session:
+        caller = require(session, who, "lead")
+        row = session.get(Invitation, number, with_for_update={"key_share": True})
+        if row is None or row.project_id != caller.project_id:
+            raise UserError(f"no invitation {number} in this project")
+        if row.used_at is not None:
+            raise UserError("somebody has accepted this invitation; remove the person instead")
+        now = store.clock()
+        row.expires = min(row.expires, now)
+        record_event(session, now, caller.pseudonym, "invitation-revoked", f"invitation:{row.id}")
+
+
 def look_up(store: Store, token: str) -> Invited:
     """Raises DeniedError for a token that is no invitation's."""
     with store.read() as session:
@@ -77,6 +119,8 @@ def accept(store: Store, token: str, name: str, password: str) -> Account:
     is over, UserError for a name or password that will not do; then it stays open."""
     name = name.strip().lower()
     auth.check_password(password)
+    with store.read() as session:  # to hash a password takes time: not for nobody
+        _open(store, session, token, lock=False)
     pw_hash = auth.hash_password(password)
     key = store.key(PSEUDONYM_KEY)
     try:
@@ -142,17 +186,22 @@ def _row(session: Session, token: str, *, lock: bool = False) -> Invitation:
     return row
 
 
-def _open(store: Store, session: Session, token: str) -> Invitation:
-    row = _row(session, token, lock=True)
+def _open(store: Store, session: Session, token: str, *, lock: bool = True) -> Invitation:
+    row = _row(session, token, lock=lock)
     if row.used_at is not None:
         raise DeniedError("this invitation was used; sign in, or ask for a new one")
     if row.expires <= store.clock():
         raise DeniedError("this invitation is over; ask for a new one")
-    inviter = session.get(User, row.created_by) if row.created_by else None
-    member = session.get(Membership, (row.created_by, row.project_id)) if row.created_by else None
-    if not (inviter and inviter.active and member and member.active and member.role == "lead"):
+    if not _leads_still(session, row):
         raise DeniedError("who invited you leads this project no longer; ask for a new one")
     return row
+
+
+def _leads_still(session: Session, row: Invitation) -> bool:
+    """Whether who made the invitation may still make one."""
+    inviter = session.get(User, row.created_by) if row.created_by else None
+    member = session.get(Membership, (row.created_by, row.project_id)) if row.created_by else None
+    return bool(inviter and inviter.active and member and member.active and member.role == "lead")
 
 
 def _join(store: Store, session: Session, row: Invitation, user: User) -> Account:
@@ -173,7 +222,10 @@ def _free_name(session: Session, wanted: str) -> str:
         or "person"
     )
     name, number = base, 1
-    while session.scalars(select(User.id).where(User.name == name)).one_or_none():
+    while (
+        auth.is_reserved(name)
+        or session.scalars(select(User.id).where(User.name == name)).one_or_none()
+    ):
         number += 1
-        name = f"{base}-{number}"
+        name = f"id-{base}-{number}" if auth.is_reserved(f"{base}-") else f"{base}-{number}"
     return name

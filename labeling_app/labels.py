@@ -31,6 +31,7 @@ from labeling_app.schema import (
     Task,
 )
 from labeling_app.store import Store, record_event
+from labeling_app.tasks import messages_of
 from pipeline.core.errors import UserError
 
 LabelKind = Literal["demo", "compare"]
@@ -39,12 +40,14 @@ Label = Demonstration | RankedSet
 
 @dataclasses.dataclass(frozen=True)
 class OwnLabel:
-    """`editable`: its author may still correct it. `verdict`: a reviewer's, "" for none."""
+    """`text`: of a ranking the ranks in the order that its author saw. `editable`: its author may
+    still correct it. `verdict`: a reviewer's, "" for none."""
 
     kind: LabelKind
     id: int
     task_id: int
     created_at: dt.datetime
+    prompt: str
     text: str
     editable: bool
     verdict: str
@@ -163,6 +166,11 @@ def open_again(
 ) -> Work:
     """Within a transaction: a lease on the label's slot, with a draft of the label as it is."""
     release_expired(session, store.clock())
+    slot = session.get_one(Slot, label.slot_id, with_for_update={"key_share": True})
+    review = review_of(session, kind, label.id)
+    if review is not None and (purpose == "adjudicate" or review.verdict != "returned"):
+        raise UserError("somebody has reviewed this label since; it stands")
+    head(session, caller, kind, label.id)
     held = session.scalars(
         select(Lease).where(Lease.slot_id == label.slot_id, Lease.released.is_(None))
     ).one_or_none()
@@ -171,7 +179,7 @@ def open_again(
     if held is not None:
         return work_of(session, held)
     version = require_read(session, caller.project_id, caller.id)
-    slot, task = session.get_one(Slot, label.slot_id), session.get_one(Task, label.task_id)
+    task = session.get_one(Task, label.task_id)
     minutes = settings_of(session, caller.project_id).lease_minutes
     lease = new_lease(
         store,
@@ -274,6 +282,14 @@ def text_of(session: Session, label: Label) -> str:
     return "ranks " + " ".join(map(str, ranks_of(session, label.id)))
 
 
+def _as_seen(session: Session, label: Label) -> str:
+    if isinstance(label, Demonstration) or label.not_rankable:
+        return text_of(session, label)
+    ranks = ranks_of(session, label.id)
+    letters = zip("ABCDEFGHI", label.shown_order, strict=False)
+    return "ranks " + " · ".join(f"{letter} {ranks[position]}" for letter, position in letters)
+
+
 def _own(
     session: Session, kind: str, label: Label, review: Review | None, since: dt.datetime
 ) -> OwnLabel:
@@ -284,7 +300,8 @@ def _own(
         label.id,
         label.task_id,
         label.created_at,
-        text_of(session, label),
+        messages_of(session.get_one(Prompt, task.prompt_id).messages)[-1].text,
+        _as_seen(session, label),
         task.purpose != "qualification"
         and (returned or (review is None and label.created_at >= since)),
         review.verdict if review else "",

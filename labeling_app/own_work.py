@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+from typing import Any
 
 from sqlalchemy import exists, func, select
 
@@ -37,29 +38,20 @@ def own_work(store: Store, who: Account) -> OwnWork:
     with store.read() as session:
         caller = require(session, who, *ROLES)
 
+        def here(model: type[Any]) -> Any:
+            # EXISTS, not a join: SQLite, which keeps no statistics, might begin with all tasks.
+            return exists().where(Task.id == model.task_id, Task.project_id == caller.project_id)
+
         def count(model: type[Demonstration] | type[RankedSet], since: dt.datetime | None) -> int:
-            query = (
-                select(func.count())
-                .select_from(model)
-                .join(Task, Task.id == model.task_id)
-                .where(
-                    model.user_id == caller.id,
-                    model.supersedes_id.is_(None),
-                    Task.project_id == caller.project_id,
-                )
+            query = select(func.count(model.id)).where(
+                model.user_id == caller.id, model.supersedes_id.is_(None), here(model)
             )
             query = query if since is None else query.where(model.created_at >= since)
             return session.scalar(query) or 0
 
         def active(model: type[Demonstration] | type[RankedSet]) -> int:
-            query = (
-                select(func.sum(model.active_ms))
-                .join(Task, Task.id == model.task_id)
-                .where(
-                    model.user_id == caller.id,
-                    model.created_at >= midnight,
-                    Task.project_id == caller.project_id,
-                )
+            query = select(func.sum(model.active_ms)).where(
+                model.user_id == caller.id, model.created_at >= midnight, here(model)
             )
             return int(session.scalar(query) or 0)
 
@@ -71,22 +63,10 @@ def own_work(store: Store, who: Account) -> OwnWork:
             )
             return session.scalar(query) or 0
 
-        put_back = (
-            select(func.count())
-            .select_from(Lease)
-            .join(Task, Task.id == Lease.task_id)
-            .where(
-                Lease.user_id == caller.id,
-                Lease.outcome.in_(("skipped", "flagged")),
-                Task.project_id == caller.project_id,
-            )
+        put_back = select(func.count(Lease.id)).where(
+            Lease.user_id == caller.id, Lease.outcome.in_(("skipped", "flagged")), here(Lease)
         )
-        drafts = (
-            select(func.count())
-            .select_from(Draft)
-            .join(Task, Task.id == Draft.task_id)
-            .where(Draft.user_id == caller.id, Task.project_id == caller.project_id)
-        )
+        drafts = select(func.count(Draft.task_id)).where(Draft.user_id == caller.id, here(Draft))
         return OwnWork(
             count(Demonstration, midnight),
             count(RankedSet, midnight),
@@ -108,7 +88,11 @@ def handed_in_today(store: Store, who: Account) -> int:
     midnight = store.clock().replace(hour=0, minute=0, second=0, microsecond=0)
     with store.read() as session:
         caller = require(session, who, *ROLES)
-        here = exists().where(Task.id == Lease.task_id, Task.project_id == caller.project_id)
+        here = exists().where(
+            Task.id == Lease.task_id,
+            Task.project_id == caller.project_id,
+            Task.purpose != "qualification",
+        )
         query = select(func.count(Lease.id)).where(
             Lease.user_id == caller.id,
             Lease.outcome == "submitted",

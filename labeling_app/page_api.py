@@ -3,9 +3,10 @@
 Each request shows the page's token in a header of its own, which no other site's page can send.
 """
 
+import contextlib
 import dataclasses
-import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
 from typing import Any, cast
 
 import anyio
@@ -19,16 +20,17 @@ from labeling_app.app_settings import ABILITIES, AppSettings
 from labeling_app.assignment import LeaseLostError, shown_order_of
 from labeling_app.auth import Account, DeniedError
 from labeling_app.drafts import save_draft
+from labeling_app.json_objects import load_object
 from labeling_app.labels import give_up
 from labeling_app.sessions import account_of_page
 from labeling_app.store import MAX_TEXT_BYTES, Store, StoreAwayError
 from labeling_app.submissions import (
     Receipt,
     Trace,
-    Verdict,
     submit_comparison,
     submit_demonstration,
 )
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
@@ -46,6 +48,7 @@ class PageApi:
 
     def __init__(self, store: Store, settings: AppSettings) -> None:
         self._store, self._settings = store, settings
+        self._lock, self._asking = threading.Lock(), set[int]()
 
     def routes(self) -> list[Route]:
         deeds: dict[str, tuple[Deed, int]] = {
@@ -90,10 +93,24 @@ class PageApi:
         if kind not in ABILITIES:
             raise UserError(f"kind {kind!r}; one of {', '.join(ABILITIES)} will do")
         text = _text(body, "text") if "text" in body else ""
-        able = assistants(self._settings)
         token = _text(body, "token")
-        shown = assist.ask(self._store, who, token, kind, able, text)
+        with self._one_at_a_time(who):
+            able = assistants(self._settings)
+            shown = assist.ask(self._store, who, token, kind, able, text)
         return {"shown": [dataclasses.asdict(each) for each in shown]}
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self, who: Account) -> Generator[None]:
+        """Of one person: the models are there for the others too."""
+        with self._lock:
+            if who.user_id in self._asking:
+                raise UserError("a model is still at work on what you asked; wait for it")
+            self._asking.add(who.user_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking.discard(who.user_id)
 
     def act(self, who: Account, body: Body) -> Body:
         number, part = body.get("id"), body.get("part")
@@ -109,11 +126,12 @@ class PageApi:
             if not limiter:
                 limiter.append(anyio.CapacityLimiter(threads))
             try:
-                body = await read_body(request)
                 token = request.headers.get(PAGE_HEADER, "")
-                done = await anyio.to_thread.run_sync(
-                    lambda: deed(account_of_page(self._store, token), body), limiter=limiter[0]
+                who = await anyio.to_thread.run_sync(
+                    account_of_page, self._store, token, limiter=limiter[0]
                 )
+                body = await read_body(request)
+                done = await anyio.to_thread.run_sync(deed, who, body, limiter=limiter[0])
             except UserError as error:
                 return JSONResponse({"error": str(error)}, status_of(error))
             return JSONResponse(done)
@@ -183,16 +201,9 @@ async def read_body(request: Request) -> dict[str, Any]:
             raise UserError(f"the request has over {MAX_BODY:,} bytes; make the text shorter")
         chunks.append(chunk)
     try:
-        value: Any = json.loads(b"".join(chunks), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise UserError("the request is not JSON") from None
-    if not isinstance(value, dict):
-        raise UserError("the request is not a JSON object")
-    return cast(dict[str, Any], value)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+        return load_object(b"".join(chunks))
+    except UserError as error:
+        raise UserError(f"the request is no JSON object: {error}") from None
 
 
 def _turns(body: dict[str, Any]) -> list[Message]:

@@ -3,13 +3,14 @@
 import dataclasses
 import datetime as dt
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 from sqlalchemy import String, case, cast, func, or_, select
 from sqlalchemy.orm import Session
 
-from labeling_app.auth import Account, require
+from labeling_app.auth import Account, Caller, require
 from labeling_app.projects import Settings, settings_of
 from labeling_app.reviews import unreviewed
 from labeling_app.schema import (
@@ -21,10 +22,11 @@ from labeling_app.schema import (
     Task,
     VendorBatch,
 )
-from labeling_app.store import Store
-from labeling_app.tasks import PURPOSES, messages_of
+from labeling_app.store import Store, check_text
+from labeling_app.tasks import PURPOSES, code_of, messages_of
 
 _PACE_DAYS = 14
+_CODE = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +129,13 @@ def find_tasks(
     ids: Sequence[int] | None = None,
     limit: int = 200,
 ) -> list[FoundTask]:
-    """Tasks whose key, source or prompt holds the words, the most urgent first. `ids`: of these."""
+    """Tasks whose key, source or prompt holds the words, or that labelers know by this code, the
+    most urgent first. `ids`: of these. Raises UserError for words that no text can hold."""
     with store.read() as session:
         caller = require(session, who, "lead", "engineer", "reviewer")
+        words = check_text(words, "the words") if words.strip() else ""
+        if coded := _of_code(store, session, caller, words):
+            words, ids = "", coded
         filled = (
             select(func.count())
             .where(Slot.task_id == Task.id, Slot.state == "filled")
@@ -194,6 +200,14 @@ def find_tasks(
                 if len(found) == limit:
                     break
         return found
+
+
+def _of_code(store: Store, session: Session, caller: Caller, code: str) -> list[int]:
+    """The tasks of this code; [] for words that are none."""
+    if not _CODE.fullmatch(code):
+        return []
+    tasks = session.scalars(select(Task.id).where(Task.project_id == caller.project_id))
+    return [task for task in tasks if code_of(store, task) == code]
 
 
 def vendor_batches(store: Store, who: Account) -> list[VendorBatch]:

@@ -144,8 +144,11 @@ def checked_settings(values: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         known = ", ".join(Settings.model_fields)
-        more = f"; known are {known}" if first["type"] == "extra_forbidden" else ""
-        raise UserError(f"setting {name} = {first.get('input')!r}: {first['msg']}{more}") from None
+        if first["type"] == "extra_forbidden":
+            raise UserError(
+                f"setting {name} = {first.get('input')!r}: no such setting; known are {known}"
+            ) from None
+        raise UserError(f"setting {name} = {first.get('input')!r}: {first['msg']}") from None
 
 
 def members(store: Store, who: Account) -> list[Member]:

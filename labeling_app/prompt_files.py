@@ -10,6 +10,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from labeling_app.json_objects import bounded_lines, load_object
 from labeling_app.store import MAX_TEXT_BYTES, check_text
 from labeling_app.tasks import KINDS, Kind, NewAnswer, NewTask, Purpose, check_task
 from pipeline.core.errors import UserError
@@ -68,8 +69,11 @@ def count_lines(path: Path) -> int:
     try:
         if path.suffix == ".parquet":
             return int(pq.read_metadata(path).num_rows)
+        lines, last = 0, b"\n"
         with path.open("rb") as file:
-            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b"")) + 1
+            while chunk := file.read(1 << 20):
+                lines, last = lines + chunk.count(b"\n"), chunk[-1:]
+        return lines + (last != b"\n")
     except FileNotFoundError:
         raise UserError(f"no prompt file {str(path)!r}") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -207,14 +211,8 @@ def _number(row: dict[str, Any], key: str, default: int) -> int:
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
     try:
         with path.open("rb") as file:
-            number = 0
-            while data := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if number == 1:
-                    data = data.removeprefix(b"\xef\xbb\xbf")
+            for number, data in bounded_lines(file, MAX_LINE_BYTES):
                 if len(data) > MAX_LINE_BYTES:
-                    while data and not data.endswith(b"\n"):  # the rest of that line
-                        data = file.readline(MAX_LINE_BYTES)
                     why = f"a line over {MAX_LINE_BYTES:,} bytes"
                     yield number, Reject(path.name, number, why, "")
                 elif data.strip():
@@ -226,16 +224,11 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
 
 
 def _object(name: str, number: int, data: bytes) -> dict[str, Any] | Reject:
-    text = data.decode("utf-8", "replace").strip()
     try:
-        value: Any = json.loads(data.decode())
-    except UnicodeDecodeError:
-        return Reject(name, number, "not UTF-8", text[:200])
-    except (ValueError, RecursionError) as error:
-        return Reject(name, number, f"not JSON ({error})"[:200], text[:200])
-    if not isinstance(value, dict):
-        return Reject(name, number, "not a JSON object", text[:200])
-    return cast(dict[str, Any], value)
+        return load_object(data)
+    except UserError as error:
+        text = data.decode("utf-8", "replace").strip()
+        return Reject(name, number, str(error)[:200], text[:200])
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
@@ -244,13 +237,24 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
             wanted = [n for n in file.schema_arrow.names if n in _KEYS | {"doc_id", "text"}]
             number = 0
             for batch in file.iter_batches(batch_size=1000, columns=wanted):
-                for row in batch.to_pylist():
+                for place in range(batch.num_rows):
                     number += 1
-                    yield number, {key: value for key, value in row.items() if value is not None}
+                    yield number, _parquet_row(path.name, number, batch.slice(place, 1))
     except FileNotFoundError:
         raise UserError(f"no prompt file {str(path)!r}") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is not a whole Parquet file ({error})") from None
+
+
+def _parquet_row(name: str, number: int, batch: pa.RecordBatch) -> dict[str, Any] | Reject:
+    """The one row of a batch, without what is null."""
+    try:
+        (row,) = batch.to_pylist()
+    except UnicodeDecodeError:
+        return Reject(name, number, "a text is not UTF-8", "")
+    except (OverflowError, ValueError, pa.ArrowInvalid) as error:  # a time out of range, say
+        return Reject(name, number, f"cannot be read ({error})"[:200], "")
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def _short(row: dict[str, Any]) -> str:

@@ -25,13 +25,15 @@ from labeling_app.store import Store, record_event
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """`done` of `total` tasks of this try are handed in; `score`: of the last try, None: none."""
+    """`done` of `total` tasks of this try are handed in; `tries`: those that are over, of all
+    versions; `score`: of the last one that counts, None: none."""
 
     needed: bool
     done: int
     total: int
     tries_left: int
     score: float | None
+    tries: int = dataclasses.field(default=0, compare=False)
 
 
 class NotQualifiedError(DeniedError):
@@ -72,6 +74,7 @@ def standing_of(session: Session, caller: Caller, settings: Settings) -> Standin
         total=total,
         tries_left=settings.qualification_tries + member.extra_tries - len(valid),
         score=valid[-1].score if valid else None,
+        tries=len(tries),
     )
 
 
@@ -100,6 +103,21 @@ def conclude(session: Session, store: Store, caller: Caller, settings: Settings)
     record_event(
         session, at, caller.pseudonym, verb, f"instructions:{version.id}", score=round(score, 4)
     )
+
+
+def missing(store: Store, who: Account) -> int:
+    """How many tasks the set lacks for one person's tries: each takes those they have not seen."""
+    with store.read() as session:
+        caller = require(session, who, "lead")
+        settings = settings_of(session, caller.project_id)
+        there = session.scalar(
+            select(func.count()).where(
+                Task.project_id == caller.project_id,
+                Task.purpose == "qualification",
+                Task.state == "open",
+            )
+        )
+        return max(settings.qualification_tasks * settings.qualification_tries - (there or 0), 0)
 
 
 def grant_try(store: Store, who: Account, name: str) -> None:

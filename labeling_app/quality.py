@@ -8,8 +8,9 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import Select, exists, select
+from sqlalchemy import Select, case, exists, func, select
 from sqlalchemy.orm import Session
 
 from labeling_app.agreement import (
@@ -22,8 +23,9 @@ from labeling_app.agreement import (
 )
 from labeling_app.auth import Account, require
 from labeling_app.projects import settings_of
+from labeling_app.ranking import standard
 from labeling_app.review_requests import request_review
-from labeling_app.schema import Demonstration, RankedItem, RankedSet, Task, User
+from labeling_app.schema import Assist, Demonstration, Lease, RankedItem, RankedSet, Task, User
 from labeling_app.store import Store
 
 _MIN_FOR_TIMES = 20  # labels of a kind, before one of them can be odd
@@ -32,7 +34,8 @@ _ODD = 3.5  # modified z-score (Iglewicz and Hoaglin 1993)
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """One person's ranking as it stands, of any purpose; ranks in the order of the answers."""
+    """One person's ranking of any purpose, in the order of the answers: as it stands; of a known
+    answer as it was first given, for what is corrected later may have been found out."""
 
     id: int
     task_id: int
@@ -151,12 +154,16 @@ def calibration(store: Store, who: Account, found: Sequence[Ranking]) -> list[Ca
 
 
 def own_agreement(store: Store, who: Account) -> tuple[Estimate | None, Estimate | None]:
-    """The caller's own: right on gold, and tau-b with peers. Nobody else's."""
+    """The caller's own: right on gold, and tau-b with peers. Nobody else's. Of labels as they were
+    first given, up to the last midnight (UTC): figures that moved with a label, or with its
+    correction, would tell which task was gold."""
+    midnight = store.clock().replace(hour=0, minute=0, second=0, microsecond=0)
     with store.read() as session:
         caller = require(session, who, "labeler", "reviewer", "lead")
         mark = settings_of(session, caller.project_id).gold_mark
         mine = select(RankedSet.task_id).where(RankedSet.user_id == caller.id)
-        found = _rankings(session, caller.project_id, None, mine)
+        found = _rankings(session, caller.project_id, None, mine, first=True)
+    found = [each for each in found if each.at < midnight]
     gold = [
         tau_b(each.ranks, each.gold)
         for each in found
@@ -255,7 +262,8 @@ def ask_peers(store: Store, who: Account, odd: Iterable[OddTime]) -> int:
 
 
 def arms(store: Store, who: Account, since: dt.datetime | None = None) -> list[Arm]:
-    """Written answers of one's own people with help offered beside those without."""
+    """Written answers of one's own people with help offered beside those without, of days (UTC) on
+    which a model helped anybody: on others nothing was offered."""
     with store.read() as session:
         caller = require(session, who, "lead", "engineer")
         query = standing(Demonstration, caller.project_id, since).where(
@@ -263,7 +271,10 @@ def arms(store: Store, who: Account, since: dt.datetime | None = None) -> list[A
         )
         rows = session.execute(
             query.join(User, User.id == Demonstration.user_id)
-            .where(User.simulated.is_(False))
+            .where(
+                User.simulated.is_(False),
+                func.date(Demonstration.created_at).in_(helped_days(caller.project_id)),
+            )
             .add_columns(
                 Demonstration.assisted,
                 Demonstration.origin,
@@ -299,15 +310,34 @@ def arms(store: Store, who: Account, since: dt.datetime | None = None) -> list[A
     return found
 
 
+def helped_days(project: int) -> Select[Any]:
+    """The days (UTC) on which a model helped anybody in the project."""
+    return (
+        select(func.date(Assist.shown_at))
+        .join(Lease, Lease.id == Assist.lease_id)
+        .join(Task, Task.id == Lease.task_id)
+        .where(Task.project_id == project, Assist.error == "")
+        .distinct()
+    )
+
+
 def standing(
-    model: type[Demonstration] | type[RankedSet], project: int, since: dt.datetime | None
+    model: type[Demonstration] | type[RankedSet],
+    project: int,
+    since: dt.datetime | None,
+    *,
+    first: bool = False,
 ) -> Select[int, int, int, int]:
-    """Id, task, person and active time of the labels that no later one corrects."""
+    """Id, task, person and active time of the labels that no later one corrects; of known answers,
+    and with `first` of all, those that correct none."""
     newer = model.__table__.alias()
+    corrected = exists().where(newer.c.supersedes_id == model.id)
+    is_first = model.supersedes_id.is_(None)
+    counts = is_first if first else case((Task.purpose == "gold", is_first), else_=~corrected)
     query = (
         select(model.id, model.task_id, model.user_id, model.active_ms)
         .join(Task, Task.id == model.task_id)
-        .where(Task.project_id == project, ~exists().where(newer.c.supersedes_id == model.id))
+        .where(Task.project_id == project, counts)
         .order_by(model.id)
     )
     return query if since is None else query.where(model.created_at >= since)
@@ -318,9 +348,11 @@ def _rankings(
     project: int,
     since: dt.datetime | None,
     of_tasks: Select[int] | None = None,
+    *,
+    first: bool = False,
 ) -> list[Ranking]:
     query = (
-        standing(RankedSet, project, since)
+        standing(RankedSet, project, since, first=first)
         .where(RankedSet.not_rankable == "")
         .add_columns(
             Task.purpose, Task.gold, RankedSet.shown_order, RankedSet.created_at.label("at")
@@ -350,7 +382,7 @@ def _rankings(
             row.user_id,
             row.purpose,
             tuple(row.gold) if row.gold else None,
-            tuple(ranks[row.id]),
+            standard(ranks[row.id]),
             tuple(row.shown_order),
             row.active_ms,
             row.at,

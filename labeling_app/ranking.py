@@ -14,6 +14,12 @@ def check_ranks(ranks: Sequence[int], num_answers: int) -> None:
             raise UserError(f"rank {rank!r}; a whole number from 1 to {num_answers} will do")
 
 
+def standard(ranks: Sequence[int]) -> tuple[int, ...]:
+    """The same order with ranks as in a contest: 1 and the number of answers that are better.
+    5, 5, 3 and 2, 2, 1 say the same."""
+    return tuple(1 + sum(other < rank for other in ranks) for rank in ranks)
+
+
 def in_words(ranks: Mapping[str, int | None]) -> str:
     """What has been ranked so far, best first: "A, then B and C tie, then D. E has no rank." """
     groups: dict[int, list[str]] = {}

@@ -19,6 +19,7 @@ from labeling_app.schema import (
     Review,
     ReviewClaim,
     ReviewRequest,
+    Slot,
     Task,
 )
 from labeling_app.store import Store, check_text, record_event
@@ -129,10 +130,10 @@ def review(
 
     def deed(session: Session) -> None:
         caller = require(session, who, *REVIEWERS)
+        release_expired(session, store.clock())
         label = _reviewable(session, caller, kind, label_id)
         if label is None:
             return  # a double click
-        release_expired(session, store.clock())
         held = select(Lease.user_id).where(Lease.slot_id == label.slot_id, Lease.released.is_(None))
         if session.scalars(held).one_or_none() not in (None, caller.id):
             raise LeaseLostError("somebody is correcting this label now; look again later")
@@ -210,6 +211,9 @@ def _reviewable(session: Session, caller: Caller, kind: LabelKind, label_id: int
     label = head(session, caller, kind, label_id)
     if old is not None:
         raise UserError("somebody has reviewed this label; it stands")
+    # One after the other: a review, and whoever opens the label again or hands it in anew.
+    session.get_one(Slot, label.slot_id, with_for_update={"key_share": True})
+    head(session, caller, kind, label_id)
     worked = session.scalar(
         select(
             exists().where(

@@ -167,6 +167,8 @@ def account_of_api(store: Store, token: str, scope: Scope) -> Account:
         row = session.scalars(
             select(ApiToken).where(ApiToken.token_sha256 == token_digest(token))
         ).one_or_none()
+        if not token:
+            raise DeniedError("no API token; send the header Authorization: Bearer fw_…")
         if row is None or row.ended_at is not None or row.expires <= store.clock():
             raise DeniedError("this API token is unknown or has ended")
         if scope not in row.scopes:

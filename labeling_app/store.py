@@ -227,6 +227,12 @@ class Store:
         if not self.is_sqlite:
             session.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
 
+    def plan_anew(self, session: Session) -> None:
+        """Within a transaction that makes tables grow: PostgreSQL would keep a statement's plan
+        from when they were small, and go through all of them."""
+        if not self.is_sqlite:
+            session.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -235,10 +241,10 @@ class Store:
         try:
             yield
         except DBAPIError as error:
-            if "database or disk is full" in str(error.orig):
+            if any(sign in str(error.orig) for sign in ("disk is full", "disk I/O error")):
                 raise UserError(
-                    f"the disk of the labeling store {self} is full; nothing was stored by this"
-                    " step, free some space and try again"
+                    f"the disk of the labeling store {self} is full or fails ({error.orig});"
+                    " nothing was stored by this step, free some space and try again"
                 ) from error
             if error.connection_invalidated or is_away(error):
                 raise StoreAwayError(

@@ -16,9 +16,8 @@ from labeling_app.assignment import LeaseLostError, free_slots
 from labeling_app.auth import WORKERS, Account, Caller, require
 from labeling_app.drafts import in_force, own_lease
 from labeling_app.exposure import provenance
-from labeling_app.projects import Settings, settings_of
+from labeling_app.projects import settings_of
 from labeling_app.qualification import conclude
-from labeling_app.ranking import check_ranks
 from labeling_app.review_requests import request_review
 from labeling_app.schema import (
     Demonstration,
@@ -33,14 +32,11 @@ from labeling_app.schema import (
 )
 from labeling_app.store import Store, check_name, check_text, record_event
 from labeling_app.tasks import answers_of, messages_json
+from labeling_app.verdicts import Verdict, check_reason, check_verdict
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json, sha256_text, unit_interval
 from pipeline.core.records import Message
 
-CONFIDENCES = ("little", "fairly", "very")
-# Llama 2's four degrees of preference (Touvron et al. 2023, section 3.2.1).
-DEGREES = ("significantly", "clearly", "slightly", "negligibly")
-MAX_REASON = 2000
 MAX_TURNS = 40
 MAX_ACTIVE_MS = 24 * 3600 * 1000
 
@@ -59,32 +55,6 @@ class Trace:
         return Trace(
             min(max(self.active_ms, 0), MAX_ACTIVE_MS), min(max(self.pasted_chars, 0), 2**31 - 1)
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """A ranking: `ranks[i]` is that of the answer at position i, 1 is best, equal ranks tie.
-
-    `likert`: quality 1 to 7 of each answer, or None; `flags`: boxes ticked for each. `degree`: of
-    two answers, how much the better one is better. `not_rankable`: why there is no ranking; then
-    ranks, likert and degree are empty.
-    """
-
-    ranks: tuple[int, ...] = ()
-    confidence: str | None = None
-    likert: tuple[int | None, ...] = ()
-    flags: tuple[tuple[str, ...], ...] = ()
-    degree: str | None = None
-    comment: str = ""
-    not_rankable: str = ""
-
-    def digest(self, texts: Sequence[str]) -> str:
-        """Of the ranking of these answers; what is not filled in does not count."""
-        likert = self.likert if any(each is not None for each in self.likert) else ()
-        flags = self.flags if any(self.flags) else ()
-        more = [likert, flags, self.degree, self.comment, self.not_rankable]
-        said = more if any(each not in ((), None, "") for each in more) else []
-        return sha256_text(canonical_json([list(texts), list(self.ranks), self.confidence, *said]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,13 +89,13 @@ def submit_demonstration(
     def deed(session: Session) -> Receipt:
         caller = require(session, who, *WORKERS)
         lease = own_lease(session, caller, token)
-        if earlier := _earlier(session, Demonstration, caller, idem_key, digest):
+        if earlier := _earlier(session, Demonstration, lease, idem_key, digest):
             return Receipt(earlier.id, repeated=True)
         lease, task = _live(session, lease, "demo", "question")
         _check_turns(turns, task.kind)
         prompt = session.get_one(Prompt, task.prompt_id)
         before = [] if task.kind == "question" else prompt.messages
-        origin, edit_chars = provenance(session, lease.id, turns[-1].text)
+        origin, edit_chars = provenance(session, lease, turns[-1].text)
         row = Demonstration(
             task_id=task.id,
             slot_id=lease.slot_id,
@@ -172,9 +142,9 @@ def submit_comparison(
         lease = own_lease(session, caller, token)
         texts = [row.text for row in answers_of(session, lease.task_id)]
         settings = settings_of(session, caller.project_id)
-        _check_verdict(verdict, len(texts), settings)
+        check_verdict(verdict, len(texts), settings)
         digest = verdict.digest(texts)
-        if earlier := _earlier(session, RankedSet, caller, idem_key, digest):
+        if earlier := _earlier(session, RankedSet, lease, idem_key, digest):
             return Receipt(earlier.id, repeated=True)
         lease, task = _live(session, lease, "compare")
         row = RankedSet(
@@ -249,49 +219,6 @@ def _check_turns(turns: Sequence[Message], kind: str) -> None:
         raise UserError(f"{len(turns)} turns; at most {MAX_TURNS} are taken")
 
 
-def _check_verdict(verdict: Verdict, num_answers: int, settings: Settings) -> None:
-    if verdict.not_rankable:
-        _check_reason(verdict.not_rankable, "the reason why it cannot be ranked")
-        if verdict.ranks or verdict.degree or any(each is not None for each in verdict.likert):
-            raise UserError("a set that cannot be ranked has no ranks and no quality")
-    else:
-        check_ranks(verdict.ranks, num_answers)
-    if verdict.confidence is not None and verdict.confidence not in CONFIDENCES:
-        known = ", ".join(CONFIDENCES)
-        raise UserError(f"confidence {verdict.confidence!r}; one of {known} will do")
-    if verdict.degree is not None:
-        _check_degree(verdict, num_answers)
-    _check_boxes(verdict, num_answers, settings)
-    if verdict.comment:
-        _check_reason(verdict.comment, "the comment")
-
-
-def _check_degree(verdict: Verdict, num_answers: int) -> None:
-    if verdict.degree not in DEGREES:
-        raise UserError(f"degree {verdict.degree!r}; one of {', '.join(DEGREES)} will do")
-    if num_answers != 2 or len(set(verdict.ranks)) < 2:
-        raise UserError("a degree of preference is for two answers that do not tie")
-
-
-def _check_boxes(verdict: Verdict, num_answers: int, settings: Settings) -> None:
-    for name, values in (("likert", verdict.likert), ("flags", verdict.flags)):
-        if len(values) not in (0, num_answers):
-            raise UserError(f"{len(values)} values of {name} for {num_answers} answers")
-    for value in verdict.likert:
-        if value is not None and (type(value) is not int or not 1 <= value <= 7):
-            raise UserError(f"quality {value!r}; a whole number from 1 to 7 will do")
-    for each in verdict.flags:
-        for name in each:
-            if name not in settings.flags:
-                raise UserError(f"box {name!r} is not one of this project's")
-
-
-def _check_reason(text: str, what: str) -> None:
-    check_text(text, what)
-    if len(text) > MAX_REASON:
-        raise UserError(f"{what} has {len(text)} characters; at most {MAX_REASON} are taken")
-
-
 def _add_items(session: Session, comparison_id: int, verdict: Verdict, num_answers: int) -> None:
     """A set that cannot be ranked ties throughout; whoever reads it sees `not_rankable` first."""
     for position in range(num_answers):
@@ -307,12 +234,13 @@ def _add_items(session: Session, comparison_id: int, verdict: Verdict, num_answe
 
 
 def _earlier(
-    session: Session, model: type[S], caller: Caller, idem_key: str, digest: str
+    session: Session, model: type[S], lease: Lease, idem_key: str, digest: str
 ) -> S | None:
     row = session.scalars(select(model).where(model.idem_key == idem_key)).one_or_none()
     if row is None:
         return None
-    if row.user_id != caller.id or row.content_sha256 != digest:
+    given = (row.user_id, row.task_id, row.content_sha256)
+    if given != (lease.user_id, lease.task_id, digest):
         raise UserError("this was submitted before, with other content; it stands as it was")
     return row
 
@@ -333,7 +261,8 @@ def _conclude(
 ) -> None:
     """What every submission does beside its own row."""
     now = store.clock()
-    slot = session.get_one(Slot, lease.slot_id)
+    slot = session.get_one(Slot, lease.slot_id, with_for_update={"key_share": True})
+    _check_still_open(session, lease, task)
     lease.released, lease.outcome = now, "submitted"
     draft = session.get(Draft, (task.id, caller.id))
     if draft is not None:
@@ -360,6 +289,19 @@ def _conclude(
     _ask_for_review(session, caller, lease, task, label_id, now)
 
 
+def _check_still_open(session: Session, lease: Lease, task: Task) -> None:
+    """Raises LeaseLostError where a reviewer has spoken since the label was opened again. Whoever
+    reviews locks the slot first."""
+    if lease.corrects is None:
+        return
+    kind = "compare" if task.kind == "compare" else "demo"
+    verdict = session.scalars(
+        select(Review.verdict).where(Review.target_kind == kind, Review.target_id == lease.corrects)
+    ).one_or_none()
+    if verdict is not None and (lease.purpose == "adjudicate" or verdict != "returned"):
+        raise LeaseLostError("somebody has reviewed this label meanwhile; it stands")
+
+
 def _ask_for_review(
     session: Session, caller: Caller, lease: Lease, task: Task, label_id: int, now: dt.datetime
 ) -> None:
@@ -367,12 +309,6 @@ def _ask_for_review(
         return
     kind = "compare" if task.kind == "compare" else "demo"
     if lease.purpose == "adjudicate":
-        if session.scalar(
-            select(func.count()).where(
-                Review.target_kind == kind, Review.target_id == lease.corrects
-            )
-        ):
-            raise LeaseLostError("somebody has reviewed this label meanwhile; it stands")
         session.add(
             Review(
                 project_id=task.project_id,
@@ -409,7 +345,7 @@ def _author(session: Session, kind: str, label_id: int | None) -> int:
 
 
 def _put_back(store: Store, who: Account, token: str, reason: str, outcome: str) -> None:
-    _check_reason(reason, "the reason")
+    check_reason(reason, "the reason")
 
     def deed(session: Session) -> None:
         caller = require(session, who, *WORKERS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import hmac
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from sqlalchemy.orm import Session
 from labeling_app.auth import Account, require
 from labeling_app.ranking import check_ranks
 from labeling_app.schema import Prompt, Response, Slot, Task, TaskResponse
-from labeling_app.store import Store, check_name, check_text, record_event
+from labeling_app.store import PAGE_KEY, Store, check_name, check_text, record_event
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json, prompt_id, sha256_text
 from pipeline.core.records import Message, Part
@@ -122,14 +123,10 @@ def add_task(
     session: Session, at: dt.datetime, actor: str, project: int, task: NewTask
 ) -> tuple[int, bool]:
     """Within a transaction: the task's row id, and whether it is new."""
-    content = sha256_text(canonical_json(messages_json(task.prompt)))
-    old = session.scalars(
-        select(Task).where(Task.project_id == project, Task.key == task.key)
-    ).one_or_none()
+    old = known_task(session, project, task)
     if old is not None:
-        if (old.kind, _content(session, old)) != (task.kind, (content, task.answers)):
-            raise UserError(f"task {task.key!r} exists with other content; give it another key")
         return old.id, False
+    content = sha256_text(canonical_json(messages_json(task.prompt)))
     prompt = _prompt(session, project, task.prompt, content)
     row = Task(
         project_id=project,
@@ -157,6 +154,18 @@ def add_task(
     return row.id, True
 
 
+def known_task(session: Session, project: int, task: NewTask) -> Task | None:
+    """The task of this key that is there. Raises UserError if it asks for something else."""
+    old = session.scalars(
+        select(Task).where(Task.project_id == project, Task.key == task.key)
+    ).one_or_none()
+    if old is not None:
+        content = sha256_text(canonical_json(messages_json(task.prompt)))
+        if (old.kind, _content(session, old)) != (task.kind, (content, task.answers)):
+            raise UserError(f"task {task.key!r} exists with other content; give it another key")
+    return old
+
+
 def slot_row(task: Task, slot_no: int, state: str = "free") -> dict[str, Any]:
     return {
         "task_id": task.id,
@@ -179,8 +188,17 @@ def answers_of(session: Session, task_id: int) -> Sequence[Response]:
     ).all()
 
 
+def code_of(store: Store, task_id: int) -> str:
+    """What people who label call the task: its number would tell when it came in, and so which
+    are the known answers."""
+    return hmac.new(store.key(PAGE_KEY), b"task %d" % task_id, "sha256").hexdigest()[:8]
+
+
 def messages_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(message) for message in messages]
+    return [
+        {"role": message.role, "content": [dict(vars(part)) for part in message.content]}
+        for message in messages
+    ]
 
 
 def messages_of(rows: Sequence[dict[str, Any]]) -> tuple[Message, ...]:

@@ -3,6 +3,7 @@ answers that look like work; it comes back as labels, taken only if enough of th
 
 import dataclasses
 import datetime as dt
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,12 @@ from labeling_app.agreement import tau_b
 from labeling_app.assignment import Area, new_lease, shown_order
 from labeling_app.auth import Account, Caller, require
 from labeling_app.guidelines import acknowledge, need_newest
+from labeling_app.json_objects import load_object
 from labeling_app.projects import settings_of
 from labeling_app.prompt_files import Reject
+from labeling_app.review_requests import request_review
 from labeling_app.schema import (
+    Demonstration,
     InstructionVersion,
     Lease,
     Project,
@@ -29,8 +33,9 @@ from labeling_app.schema import (
     VendorItem,
 )
 from labeling_app.store import Store, check_name, check_text, record_event
-from labeling_app.submissions import Verdict, submit_comparison, submit_demonstration
+from labeling_app.submissions import submit_comparison, submit_demonstration
 from labeling_app.tasks import answers_of, messages_of
+from labeling_app.verdicts import Verdict
 from pipeline.core import storage
 from pipeline.core.errors import UserError
 from pipeline.core.identity import sha256_text, unit_interval
@@ -88,8 +93,9 @@ def send_out(
         known = _known(session, caller, round(len(work) * gold)) if area == "compare" else []
         if area == "compare" and gold and len(known) < MIN_GOLD:
             raise UserError(
-                f"{len(known)} known answers for {len(work)} tasks; add gold tasks (at least"
-                f" {MIN_GOLD}), or send more, or say --gold 0 and accept what comes"
+                f"{len(known)} known answers for {len(work)} tasks at a gold share of {gold:g}, and"
+                f" at least {MIN_GOLD} are needed to judge a batch: send more tasks, raise --gold"
+                " (to 0.5 at most), add gold tasks, or say --gold 0 and take what comes"
             )
         lines = [_line(store, session, batch, task, slot) for task, slot in work]
         lines += [_line(store, session, batch, task, None) for task in known]
@@ -122,12 +128,20 @@ def take_back(store: Store, who: Account, batch_id: int, path: Path) -> BatchBac
     of the task's answers as they were sent. Lines that cannot be used are named; the good ones
     come in if the known answers among them are right often enough, else none does.
 
-    Raises UserError for a batch that is not out. A rerun after a kill adds what is missing.
+    Raises UserError for a batch that is not out. A rerun after a kill adds what is missing; it
+    must be of the same file, for that was judged.
     """
-    rows, rejects = _read(path)
+    data = _bytes(path)
+    rows, rejects = _read(path.name, data)
+    digest = hashlib.sha256(data).hexdigest()
     with store.write() as session:
         caller = require(session, who, "lead")
         batch = _batch(session, caller, batch_id)
+        if batch.file_sha256 not in ("", digest):
+            raise UserError(
+                f"batch {batch_id} is coming in from another file (sha256"
+                f" {batch.file_sha256[:12]}…); give that one again"
+            )
         settings = settings_of(session, caller.project_id)
         items = {
             item.item: item
@@ -146,9 +160,11 @@ def take_back(store: Store, who: Account, batch_id: int, path: Path) -> BatchBac
         )
         agreement = right / len(gold) if gold else None
         batch.gold_agreement = agreement
-        if agreement is not None and agreement < settings.vendor_mark:
+        judged = batch.file_sha256 == digest  # by an earlier run, which was killed
+        if not judged and agreement is not None and agreement < settings.vendor_mark:
             _end(store, session, caller, batch, items.values(), "refused")
             return BatchBack(False, 0, agreement, tuple(rejects))
+        batch.file_sha256 = digest  # from here on the labels are taken, whatever happens
         vendor, n = batch.vendor, session.get_one(InstructionVersion, batch.version_id).n
     labels = _submit(store, who, vendor, n, batch_id, good)
     with store.write() as session:
@@ -160,12 +176,14 @@ def take_back(store: Store, who: Account, batch_id: int, path: Path) -> BatchBac
 
 
 def withdraw(store: Store, who: Account, batch_id: int) -> None:
-    """End a batch that will not come back; its tasks are open again."""
+    """End a batch that will not come back; its tasks are open again. One whose file was judged good
+    and came in in part ends as accepted: what is in stays."""
     with store.write() as session:
         caller = require(session, who, "lead")
         batch = _batch(session, caller, batch_id)
         items = session.scalars(select(VendorItem).where(VendorItem.batch_id == batch.id)).all()
-        _end(store, session, caller, batch, items, "withdrawn")
+        state = "accepted" if batch.file_sha256 else "withdrawn"
+        _end(store, session, caller, batch, items, state)
 
 
 def _reserve(session: Session, caller: Caller, area: Area, count: int) -> list[tuple[Task, Slot]]:
@@ -224,25 +242,23 @@ def _line(
     return line
 
 
-def _read(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[Reject]]:
-    rows: list[tuple[int, dict[str, Any]]] = []
-    rejects: list[Reject] = []
+def _bytes(path: Path) -> bytes:
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    for number, data in enumerate(lines, 1):
+
+
+def _read(name: str, content: bytes) -> tuple[list[tuple[int, dict[str, Any]]], list[Reject]]:
+    rows: list[tuple[int, dict[str, Any]]] = []
+    rejects: list[Reject] = []
+    for number, data in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         if not data.strip():
             continue
         try:
-            value: Any = json.loads(data.decode())
-        except (ValueError, RecursionError) as error:
-            rejects.append(Reject(path.name, number, f"not JSON ({error})"[:200], repr(data[:200])))
-            continue
-        if isinstance(value, dict):
-            rows.append((number, cast(dict[str, Any], value)))
-        else:
-            rejects.append(Reject(path.name, number, "not a JSON object", repr(data[:200])))
+            rows.append((number, load_object(data)))
+        except UserError as error:
+            rejects.append(Reject(name, number, str(error)[:200], repr(data[:200])))
     return rows, rejects
 
 
@@ -306,13 +322,22 @@ def _submit(
         if token is None:
             continue
         row, key = good[item_id], f"vendor:{item_id}"
-        if "ranks" in row:
-            with store.read() as session:
-                ranks = _ranks(session.get_one(VendorItem, item_id), row)
+        with store.read() as session:
+            item = session.get_one(VendorItem, item_id)
+            ranked = session.get_one(Task, item.task_id).kind == "compare"
+            ranks = _ranks(item, row) if ranked else None
+        if ranks is not None:
             submit_comparison(store, them, token, Verdict(ranks), key, vendor=vendor[:64])
         else:
             submit_demonstration(store, them, token, str(row["answer"]), key, vendor=vendor[:64])
         labels += 1
+    with store.write() as session:  # nothing is known of a written answer: a peer reads each
+        keys = [f"vendor:{item_id}" for item_id in sorted(good)]
+        for start in range(0, len(keys), 500):
+            some = Demonstration.idem_key.in_(keys[start : start + 500])
+            for label in session.scalars(select(Demonstration.id).where(some)).all():
+                why = f"written by the vendor {vendor[:64]}"
+                request_review(session, project, "demo", label, why, store.clock())
     return labels
 
 
@@ -322,7 +347,8 @@ def _lease_for(store: Store, them: Account, batch_id: int, item_id: str) -> str 
     def deed(session: Session) -> str | None:
         caller = require(session, them, "labeler")
         item = session.get_one(VendorItem, item_id)
-        if item.slot_id is None:
+        batch = session.get_one(VendorBatch, batch_id, with_for_update={"key_share": True})
+        if item.slot_id is None or batch.state != "out":
             return None
         slot = session.get_one(Slot, item.slot_id)
         held = session.scalars(
@@ -332,7 +358,6 @@ def _lease_for(store: Store, them: Account, batch_id: int, item_id: str) -> str 
             return held.token if held.user_id == caller.id else None
         if slot.state not in ("vendor", "free"):  # free: an earlier try was killed, its lease ended
             return None
-        batch = session.get_one(VendorBatch, batch_id)
         version = session.get_one(InstructionVersion, batch.version_id)
         task = session.get_one(Task, slot.task_id)
         settings = settings_of(session, caller.project_id)

@@ -1,6 +1,7 @@
 """Fixtures for every room."""
 
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,8 @@ import pytest
 from pipeline.core.config import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# A job in the background is started deaf to Ctrl-C, and so would be every process of a test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,8 @@ class FeedbackRow(Base):
 
 
 class VendorBatch(Base):
-    """Tasks that a hired workforce has in hand; `state`: out, accepted, refused or withdrawn."""
+    """Tasks that a hired workforce has in hand; `state`: out, accepted, refused or withdrawn.
+    `file_sha256`: of the file that was judged good enough and is coming in; "" for none."""
 
     __tablename__ = "vendor_batches"
     id: Mapped[int] = mapped_column(Id, primary_key=True)
@@ -104,6 +105,7 @@ class VendorBatch(Base):
     version_id: Mapped[int] = mapped_column(ForeignKey("instruction_versions.id"))
     state: Mapped[str] = mapped_column(String(16))
     gold_agreement: Mapped[float | None]
+    file_sha256: Mapped[str] = mapped_column(String(64), default="")
     created_at: Mapped[dt.datetime]
     ended_at: Mapped[dt.datetime | None]
 

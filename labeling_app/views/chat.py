@@ -13,6 +13,7 @@ from labeling_app.auth import Account
 from labeling_app.chat import ChatClient, EndpointError
 from labeling_app.feedback import record_feedback
 from labeling_app.store import Store
+from labeling_app.tasks import code_of
 from labeling_app.views import look
 from pipeline.core.errors import UserError
 from pipeline.core.identity import prompt_id
@@ -112,7 +113,7 @@ def _rate(store: Store, who: Account, turns: list[Turn]) -> None:
     except UserError as error:
         st.session_state[f"rated-{turn.turn_id}"] = f"Not kept: {error}"
         return
-    said = (
-        "Thank you." if receipt.task_id is None else f"Thank you: it is task {receipt.task_id} now."
-    )
+    said = "Thank you."
+    if receipt.task_id is not None:
+        said = f"Thank you: it is task {code_of(store, receipt.task_id)} now."
     st.session_state[f"rated-{turn.turn_id}"] = said

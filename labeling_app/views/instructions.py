@@ -12,6 +12,7 @@ def page(store: Store, who: Account) -> None:
     """Shown before all else until the newest version is acknowledged."""
     current = guidelines.newest(store, who)
     with st.container(key="column"):
+        look.line(st.session_state.pop("said", ""))
         look.line(f"Instructions v{current.n}, published {current.published_at:%d %b %Y}")
         look.instructions(current.body_md)
         if st.button(

@@ -1,5 +1,7 @@
 """For the lead: who is here, in which role and with which skills; invitations."""
 
+import urllib.parse
+
 import streamlit as st
 
 from labeling_app import invitations, projects, qualification
@@ -12,6 +14,7 @@ from pipeline.core.errors import UserError
 def page(store: Store, who: Account) -> None:
     with st.container(key="column"):
         _invite(store, who)
+        _pending(store, who)
         st.subheader("People", anchor=False)
         for member in projects.members(store, who):
             _member(store, who, member)
@@ -31,12 +34,25 @@ def _invite(store: Store, who: Account) -> None:
         st.error(f"{error}.")
         return
     st.write("Good once, for seven days. It is shown only now:")
-    st.code(f"/invitation?token={token}", language=None)
+    here = urllib.parse.urlsplit(st.context.url or "")
+    origin = f"{here.scheme}://{here.netloc}" if here.netloc else ""
+    st.code(f"{origin}/invitation?token={token}", language=None)
+
+
+def _pending(store: Store, who: Account) -> None:
+    for each in invitations.pending(store, who):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            whom = each.note or "nobody named"
+            look.line(f"Invited: {whom} · {each.role} · good until {each.expires:%d %b %Y}")
+            if st.button("Take back", key=f"revoke-{each.id}"):
+                invitations.revoke(store, who, each.id)
+                st.rerun()
 
 
 def _member(store: Store, who: Account, member: projects.Member) -> None:
     with st.container(border=True, key=f"member-{member.user_id}"):
-        kind = " · simulated" if member.simulated else ""
+        program = "a vendor" if member.name.startswith("vendor-") else "simulated"
+        kind = f" · {program}" if member.simulated else ""
         gone = "" if member.active else " · gone"
         look.line(f"{member.name} · {member.pseudonym}{kind}{gone}")
         if member.simulated or not member.active:

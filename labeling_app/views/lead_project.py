@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from labeling_app import guidelines, projects
+from labeling_app import guidelines, projects, qualification
 from labeling_app.auth import Account
 from labeling_app.projects import Settings
 from labeling_app.store import Store
@@ -22,6 +22,13 @@ def page(store: Store, who: Account) -> None:
             projects.pause(store, who, not view.paused)
             st.rerun()
         _settings(store, who, view.settings)
+        if lacks := qualification.missing(store, who):
+            st.warning(
+                f"The qualification set lacks {lacks} tasks: each of"
+                f" {view.settings.qualification_tries} tries takes"
+                f" {view.settings.qualification_tasks} that the person has not seen, and so does a"
+                " version that asks for it again."
+            )
         _instructions(store, who)
 
 
@@ -50,9 +57,9 @@ def _setting(name: str, now: Any) -> Any:
         return tuple(line for line in (text or "").splitlines() if line.strip())
     if isinstance(now, str):
         return st.text_input(label, now, key=f"set-{name}")
-    return st.number_input(
-        label, value=now, step=1 if isinstance(now, int) else 0.01, key=f"set-{name}"
-    )
+    if Settings.model_fields[name].annotation is float:
+        return st.number_input(label, value=float(now), step=0.01, key=f"set-{name}")
+    return st.number_input(label, value=now, step=1, key=f"set-{name}")
 
 
 def _instructions(store: Store, who: Account) -> None:
@@ -71,6 +78,7 @@ def _instructions(store: Store, who: Account) -> None:
             return
     try:
         number = guidelines.publish(store, who, body or "", again)
-        st.toast(f"v{number} holds now.")
+        st.session_state["said"] = f"v{number} holds now; you read it first, as everybody will."
+        st.rerun()
     except UserError as error:
         st.error(f"{error}.")

@@ -11,6 +11,7 @@ from labeling_app.auth import Account
 from labeling_app.planning import FoundTask
 from labeling_app.store import Store
 from labeling_app.task_view import Given, TaskView
+from labeling_app.tasks import code_of
 from labeling_app.views import label_parts, look
 from pipeline.core.errors import UserError
 
@@ -42,7 +43,8 @@ def _search(store: Store, who: Account, state_asked: str) -> None:
     st.subheader("Tasks", anchor=False)
     states = ("", "open", "done")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        words = st.text_input("Words", key="find-words", placeholder="in the prompt, key or source")
+        hint = "in the prompt, key or source; a code"
+        words = st.text_input("Words", key="find-words", placeholder=hint)
         kind = st.selectbox("Kind", ("", "demo", "question", "compare"), key="find-kind")
         state = st.selectbox(
             "State",
@@ -105,6 +107,7 @@ def _list(rows: Sequence[FoundTask], notes: dict[int, str]) -> None:
 
 def _task(store: Store, who: Account, task: TaskView) -> None:
     st.subheader(f"Task {task.id} · {task.kind} · {task.state}", anchor=False)
+    look.line(f"To those who label it is task {code_of(store, task.id)}.")
     purpose = "" if task.purpose == "work" else f"{task.purpose} · "
     skill = f"skill {task.skill} · " if task.skill else ""
     look.line(

@@ -25,6 +25,8 @@ from labeling_app.views import (
 )
 from pipeline.core.errors import UserError
 
+_PATHS = ("compare", "review", "progress", "quality", "tasks", "people", "project", "chat")
+
 
 def main() -> None:
     st.set_page_config("Flywheel", layout="wide", initial_sidebar_state="collapsed")
@@ -41,7 +43,7 @@ def main() -> None:
                 look.account_bar(store, who, functools.partial(visitor.sign_out_of_oidc, store))
                 unread = who.role in WORKERS and not guidelines.has_read_newest(store, who)
             if unread:
-                _only(functools.partial(instructions.page, store, who))
+                _only(functools.partial(instructions.page, store, who), *_PATHS)
             else:
                 st.navigation(_pages(store, who), position="top").run()
     except DeniedError as error:
@@ -55,9 +57,13 @@ def main() -> None:
         st.button("Try again", key="try-again", type="primary")
 
 
-def _only(page: Callable[[], None]) -> None:
-    """One page and no way around it; an address of another page leads here."""
-    st.navigation([st.Page(page, title="Flywheel", url_path="start")], position="hidden").run()
+def _only(page: Callable[[], None], *paths: str) -> None:
+    """One page and no way around it, at its own address and at these."""
+    pages = [
+        st.Page(functools.partial(page), title="Flywheel", url_path=path, default=path == "start")
+        for path in ("start", *paths)
+    ]
+    st.navigation(pages, position="hidden").run()
 
 
 def _pages(store: Store, who: Account) -> list[Any]:

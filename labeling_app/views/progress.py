@@ -7,6 +7,7 @@ from labeling_app.agreement import Estimate
 from labeling_app.auth import WORKERS, Account
 from labeling_app.labels import OwnLabel
 from labeling_app.store import Store
+from labeling_app.tasks import code_of
 from labeling_app.views import look
 from pipeline.core.errors import UserError
 
@@ -36,8 +37,16 @@ def _agreement(store: Store, who: Account, work: own_work.OwnWork) -> None:
     gold, peers = quality.own_agreement(store, who)
     st.subheader("How it agrees", anchor=False)
     rows = (
-        ("With known answers", _share(gold), "of your rankings were right"),
-        ("With other people", _tau(peers), "Kendall's tau-b: 1 the same order, 0 chance"),
+        (
+            "With known answers",
+            _share(gold),
+            "right, up to last midnight (UTC)",
+        ),
+        (
+            "With other people",
+            _tau(peers),
+            "Kendall's tau-b: 1 the same order, 0 chance",
+        ),
         ("Reviews", f"{work.accepted} accepted", f"{work.returned} came back"),
     )
     look.table(("", "", ""), rows, left=(0, 2))
@@ -57,8 +66,10 @@ def _label(store: Store, who: Account, label: OwnLabel) -> None:
     said = {"returned": "came back", "accepted": "accepted", "adjudicated": "decided by a reviewer"}
     verdict = said.get(label.verdict, "")
     with st.container(border=True, key=f"own-{label.kind}-{label.id}"):
-        head = f"Task {label.task_id} · {name} · {label.created_at:%d %b %Y, %H:%M} UTC"
+        head = f"Task {code_of(store, label.task_id)} · {name}"
+        head += f" · {label.created_at:%d %b %Y, %H:%M} UTC"
         look.line(f"{head} · {verdict}" if verdict else head)
+        look.line(label.prompt[:140] + (" …" if len(label.prompt) > 140 else ""))
         look.excerpt(label.text)
         if label.verdict == "returned":
             clause = f" (clause {label.clause})" if label.clause else ""

@@ -41,8 +41,14 @@ def _verdict(store: Store, who: Account, label: ToReview) -> None:
     comment = st.text_area("What to do better", key=f"comment-{key}", max_chars=2000, height=90)
     with st.container(horizontal=True):
         accept = st.button("Accept", key="accept", type="primary", shortcut="Ctrl+Enter")
-        back = st.button("Return", key="return", shortcut="F8")
-        decide = st.button("Put mine in", key="adjudicate", shortcut="F9")
+        back = st.button("Return", key="return", shortcut="Alt+B")
+        decide = st.button("Put mine in", key="adjudicate", shortcut="Alt+M")
+    if accept and reason:
+        st.error("Not done: a reason is chosen; take it away to accept, or return the label.")
+        return
+    if (back or decide) and not reason:
+        st.error("Not done: choose a reason first.")
+        return
     try:
         if accept:
             reviews.review(store, who, label.kind, label.id, "accepted", comment=comment or "")
@@ -61,6 +67,8 @@ def _verdict(store: Store, who: Account, label: ToReview) -> None:
             reviews.adjudicate(store, who, label.kind, label.id, reason or "")
             area = "Compare" if label.kind == "compare" else "Write"
             st.info(f"It is open on the page {area}; what you hand in there takes its place.")
+            page = "compare" if label.kind == "compare" else "."
+            look.table(("",), [(look.Link("Open it", page, {}),)])
             return
         else:
             return

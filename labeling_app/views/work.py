@@ -14,7 +14,8 @@ from labeling_app.assist import shown_before
 from labeling_app.auth import Account, DeniedError
 from labeling_app.qualification import Standing, standing
 from labeling_app.store import Store
-from labeling_app.submissions import CONFIDENCES, DEGREES
+from labeling_app.tasks import code_of
+from labeling_app.verdicts import CONFIDENCES, DEGREES
 from labeling_app.views import look, visitor
 from pipeline.core.errors import UserError
 
@@ -86,10 +87,10 @@ def _data(store: Store, who: Account, work: Work) -> dict[str, Any]:
         "page_token": visitor.page_token(store, who),
         "person": who.user_id,
         "token": work.token,
-        "task_id": work.task_id,
+        "task_id": code_of(store, work.task_id),
         "kind": work.kind,
         "name": _name(work, now),
-        "said": st.session_state.pop("said", ""),
+        "said": " ".join(filter(None, (st.session_state.pop("said", ""), _news(now)))),
         "purpose": work.purpose,
         "prompt": [{"role": turn.role, "text": turn.text} for turn in work.prompt],
         "bad": work.answers[0].text if work.kind == "demo" and work.answers else None,
@@ -116,8 +117,18 @@ def _data(store: Store, who: Account, work: Work) -> dict[str, Any]:
     }
 
 
+def _news(now: Standing) -> str:
+    """What became of the qualification since the page looked last."""
+    before: Standing | None = st.session_state.get("standing")
+    st.session_state["standing"] = now
+    if before is None or before.tries >= now.tries or now.score is None:
+        return ""
+    verdict = "You did not pass this time" if now.needed else "You passed"
+    return f"{verdict}: {now.score:.0%} right."
+
+
 def _name(work: Work, now: Standing) -> str:
-    if now.needed:
+    if work.qualifies:
         return f"qualification {now.done + 1} of {now.total}"
     names = {"demo": "write", "question": "write a question and its answer"}
     return names.get(work.kind, f"compare {len(work.answers)}")
@@ -126,7 +137,8 @@ def _name(work: Work, now: Standing) -> str:
 def _done(area: Area) -> None:
     said = st.session_state[f"work-{area}"].done
     if said:
-        st.session_state["said"] = _SAID.get(str(said["how"]), "").format(task=int(said["task"]))
+        task = str(said["task"])[:8]
+        st.session_state["said"] = _SAID.get(str(said["how"]), "").format(task=task)
 
 
 def _undo(store: Store, who: Account, area: Area) -> None:
@@ -148,16 +160,18 @@ def _undo(store: Store, who: Account, area: Area) -> None:
 
 
 def _nothing(store: Store, who: Account, area: Area) -> None:
+    now = standing(store, who)
     with st.container(key="column"):
-        look.line(st.session_state.pop("said", ""))
+        look.line(" ".join(filter(None, (st.session_state.pop("said", ""), _news(now)))))
         st.subheader("Nothing for you now", anchor=False)
         project = projects.project(store, who)
         if project.paused:
             st.write("The project is paused. Your lead will say when it goes on.")
         else:
             verb = "write for" if area == "write" else "compare"
-            if standing(store, who).needed:
-                st.write("First pass the qualification: it is on the page Compare.")
+            if now.needed:
+                st.write("First pass the qualification, on the page where answers are compared.")
+                look.table(("",), [(look.Link("To the qualification", "compare", {}),)])
             else:
                 st.write(f"There is no open task to {verb}. New ones appear here as they come in.")
         st.button("Look again", key="again", type="primary", shortcut="Ctrl+Enter")

@@ -37,9 +37,9 @@ getattr(module, "run_" + stage)(
     ("stage", "config", "function"),
     [
         ("sft", SFT, run_sft),
-        ("reward", REWARD, run_reward),
-        ("dpo", DPO, run_dpo),
-        ("grpo", GRPO, run_grpo),
+        pytest.param("reward", REWARD, run_reward, marks=pytest.mark.long),
+        pytest.param("dpo", DPO, run_dpo, marks=pytest.mark.long),
+        pytest.param("grpo", GRPO, run_grpo, marks=pytest.mark.long),
     ],
 )
 def test_a_killed_stage_goes_on_to_the_same_model(

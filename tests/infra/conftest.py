@@ -30,7 +30,14 @@ from pipeline.core.manifest import (
     planning,
     read_manifest,
 )
-from pipeline.core.records import Comparison, Message, RankedResponse, to_table, write_table
+from pipeline.core.records import (
+    Comparison,
+    Conversation,
+    Message,
+    RankedResponse,
+    to_table,
+    write_table,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WHEN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -60,6 +67,7 @@ class Build:
     )
     answer: str = "Call heapq.heappush(heap, item): the list stays a heap, and no copy is made."
     question: str = ""
+    num_people: int = 0  # the first so many rankings are people's, the others simulated
     reasons: dict[str, int] = dataclasses.field(default_factory=lambda: dict(REASONS))
     num_steps: int = 196
     num_answers: int = 30
@@ -146,6 +154,7 @@ class Build:
         folder.mkdir(parents=True)
         self.comparisons = [self.comparison(i) for i in range(8 * self.num_answers)]
         write_table(to_table(self.comparisons, Comparison), str(folder / "comparisons.parquet"))
+        write_table(to_table([], Conversation), str(folder / "conversations.parquet"))
         labels = self.write("labels", str(folder))
         self.heldout = sorted(
             {c.prompt_id for c in self.comparisons if is_heldout(c.prompt_id, 0.2)}
@@ -157,8 +166,9 @@ class Build:
         asked = f"{self.question} {number}" if self.question else QUESTIONS[number % len(QUESTIONS)]
         prompt = (Message.of("user", asked),)
         responses = tuple(RankedResponse(f"{number}-{k}", "x", "text", k + 1) for k in range(3))
+        who = f"{'person' if number < self.num_people else 'simulated'}-0123456789abcdef"
         return Comparison(
-            f"k{number}", prompt_id(prompt), prompt, responses, (0, 1, 2), False, None, "a", 1, WHEN
+            f"k{number}", prompt_id(prompt), prompt, responses, (0, 1, 2), False, None, who, 1, WHEN
         )
 
     def crawl(self, _: Path) -> dict[str, Any]:

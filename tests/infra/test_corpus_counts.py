@@ -51,6 +51,7 @@ def rows(manifest: Manifest, name: str, version: int, prefix: str = "") -> int:
     return total
 
 
+@pytest.mark.long
 def test_every_record_of_the_shared_warcs_is_somewhere(
     corpus: Corpus, archives: list[Path]
 ) -> None:

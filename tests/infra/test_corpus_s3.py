@@ -135,6 +135,7 @@ def test_a_busy_store_is_asked_again(object_store: ObjectStore, files: list[Path
     assert found["shard"].counts.rows_in == 12
 
 
+@pytest.mark.long
 def test_a_damaged_file_in_the_store_is_not_trusted(
     object_store: ObjectStore, files: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,10 +85,19 @@ def test_help_names_every_command() -> None:
         (["serve", "run.root=s3://x/y", "serve.port=0"], "s3://x/y"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    result = _flywheel(*arguments)
+def test_a_users_mistake_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert cli.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_a_mistake_ends_the_process_with_status_2() -> None:
+    result = _flywheel("corpus", "--config", "nowhere.toml")
     assert result.returncode == 2, result.stderr
-    assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 

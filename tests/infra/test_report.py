@@ -88,6 +88,19 @@ def said(mean: float, low: float, high: float) -> str:
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−")
 
 
+@pytest.mark.parametrize(
+    ("num_people", "said"),
+    [
+        (0, "all brought in by simulated accounts, not given by people."),
+        (60, "180 of these 240 brought in by simulated accounts, not given by people."),
+        (240, "all by people."),
+    ],
+)
+def test_nobody_takes_a_simulated_labelers_word_for_a_persons(build, tmp_path, num_people, said):
+    turn = build(tmp_path / "data", num_people=num_people).whole()
+    assert f"Learnt from 0 answers and 240 rankings: {said}" in report(turn.config).text
+
+
 def test_figures_are_those_of_the_manifests(whole, capsys) -> None:
     text = report(whole.config).text
     made = {stage: manifests[0] for stage, manifests in whole.made.items()}

@@ -96,6 +96,14 @@ def watched(page) -> list[str]:
     return said
 
 
+def expect(locator):
+    """What a locator must come to within its time; to look once is to race with the page."""
+    from playwright.sync_api import expect as within
+
+    within.set_options(timeout=30_000)
+    return within(locator)
+
+
 def sign_in(page, url: str, name: str, password: str = PASSWORD) -> None:
     page.goto(url)
     page.get_by_label("Name").fill(name)

@@ -19,6 +19,7 @@ PASSWORD = "correct horse battery"
 ABOVE_THE_SERVICES = (
     "test_browser_kills",
     "test_browser_lead",
+    "test_browser",
     "test_gate",
     "test_oidc",
     "test_page_api",

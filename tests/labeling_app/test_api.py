@@ -17,7 +17,8 @@ from labeling_app.planning import plan
 from labeling_app.prompt_files import MAX_LINE_BYTES
 from labeling_app.schema import Prompt, Task
 from labeling_app.store import Store, open_store, utc_now
-from labeling_app.submissions import Trace, Verdict, submit_comparison, submit_demonstration
+from labeling_app.submissions import Trace, submit_comparison, submit_demonstration
+from labeling_app.verdicts import Verdict
 from tests.labeling_app import browser
 from tests.labeling_app.desk import Desk, at_once, desk_of
 

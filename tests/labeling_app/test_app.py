@@ -120,7 +120,12 @@ def test_a_reviewer_accepts_a_label(store, lead, person, at_the_desk, tasks):
     reviews.ask_for_review(store, lead, "demo", label.submission_id, "look at it")
     app = _page(at_the_desk("reviewer"), "review")
     app.button(key="return").click().run()
-    assert "one of: does not do what was asked" in app.error[0].value
+    assert "choose a reason first" in app.error[0].value
+    reason = app.selectbox(key=f"reason-demo-{label.submission_id}")
+    reason.select(reviews.REASONS[0]).run()
+    app.button(key="accept").click().run()
+    assert "a reason is chosen" in app.error[0].value
+    reason.set_value(None).run()
     app.button(key="accept").click().run()
     assert "Nothing to review now" in _text(app)
     with store.read() as session:

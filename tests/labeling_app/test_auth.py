@@ -12,6 +12,7 @@ from labeling_app.auth import DeniedError
 from labeling_app.guidelines import UnreadError
 from labeling_app.schema import User
 from labeling_app.tasks import NewTask, add_tasks
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
@@ -136,9 +137,7 @@ def test_roles_are_checked_in_the_services(store, person, tasks, kaya):
     for refused in (
         lambda: next_task(store, engineer, "write"),
         lambda: submissions.submit_demonstration(store, engineer, "t", "text", "k"),
-        lambda: submissions.submit_comparison(
-            store, engineer, "t", submissions.Verdict((1, 2), None), "k"
-        ),
+        lambda: submissions.submit_comparison(store, engineer, "t", Verdict((1, 2), None), "k"),
         lambda: drafts.save_draft(store, engineer, "t", 1, {}),
         lambda: submissions.skip(store, engineer, "t", "r"),
         lambda: guidelines.acknowledge(store, engineer, 1),

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from labeling_app import auth, guidelines, invitations, sessions
+from labeling_app import auth, guidelines, invitations, projects, sessions
 from labeling_app.assignment import next_task
 from labeling_app.auth import Account
 from labeling_app.backup import back_up, restore
@@ -32,9 +32,10 @@ from labeling_app.schema import (
     User,
 )
 from labeling_app.store import PAGE_KEY, PSEUDONYM_KEY, Store, open_store
-from labeling_app.submissions import Verdict, submit_comparison, submit_demonstration
+from labeling_app.submissions import submit_comparison, submit_demonstration
 from labeling_app.tasks import NewAnswer, NewTask, add_tasks
 from labeling_app.vendors import send_out
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.identity import prompt_id
 from pipeline.core.records import Feedback, Message
@@ -239,6 +240,12 @@ def test_a_store_with_work_in_it_is_left_as_it_was(full, saved, new_store, clock
     with pytest.raises(UserError, match="has users in it"):
         restore(inhabited, saved)
     assert rows(inhabited) == before
+    prepared = new_store()
+    projects.create_project(prepared, "medicine")
+    before = rows(prepared)
+    with pytest.raises(UserError, match="has projects in it"):
+        restore(prepared, saved)
+    assert rows(prepared) == before
 
 
 def test_a_backup_while_people_write_is_of_one_moment(

@@ -10,6 +10,7 @@ from labeling_app.app_settings import AppSettings
 from labeling_app.export import read_labels
 from labeling_app.schema import Draft
 from labeling_app.store import open_store
+from labeling_app.tasks import code_of
 from tests.labeling_app import browser
 
 SAVED = re.compile(r"^saved \d")
@@ -67,8 +68,7 @@ def test_a_tab_that_is_closed_offline_gives_its_words_back(desk):
     again = context.new_page()
     again.goto(app.url)
     answer = again.get_by_label("Your answer")
-    answer.wait_for()
-    assert answer.input_value() == "Kept on this computer."
+    browser.expect(answer).to_have_value("Kept on this computer.")
     again.get_by_text(SAVED).wait_for()
     assert _draft(store) == "Kept on this computer."
 
@@ -82,8 +82,27 @@ def test_a_label_handed_in_while_the_server_is_away_arrives_once(desk):
     answer.press("Control+Enter")
     page.get_by_text("The server does not answer; trying again").wait_for()
     app.start()
-    page.get_by_text("Task 2 · write").wait_for()
+    page.get_by_text(f"Task {code_of(store, 2)} · write").wait_for()
     assert [row.messages[-1].text for row in read_labels(store).conversations] == ["Patience."]
+
+
+def test_a_second_window_asks_before_it_writes_over_the_first(desk):
+    store, _, page = desk
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.get_by_label("Your answer").wait_for()
+    page.get_by_label("Your answer").fill("The first window's.")
+    page.get_by_text(SAVED).wait_for()
+    other.get_by_label("Your answer").fill("The second's.")
+    other.get_by_text("Another window of yours has other text").wait_for()
+    assert _draft(store) == "The first window's."
+    other.get_by_role("button", name="Keep this one").click()
+    other.get_by_text(SAVED).wait_for()
+    assert _draft(store) == "The second's."
+    other.close()
+    page.get_by_label("Your answer").fill("The first's, later.")
+    page.get_by_role("button", name="Take the other").click()
+    browser.expect(page.get_by_label("Your answer")).to_have_value("The second's.")
 
 
 TEXTS = [
@@ -104,6 +123,6 @@ def test_every_text_is_kept_as_it_was_typed_and_none_is_not_handed_in(desk):
     for number, text in enumerate(TEXTS, 1):
         page.get_by_label("Your answer").fill(text)
         page.keyboard.press("Control+Enter")
-        page.get_by_text(f"Task {number} is handed in").wait_for()
+        page.get_by_text(f"Task {code_of(store, number)} is handed in").wait_for()
     kept = [row.messages[-1].text for row in read_labels(store).conversations]
     assert sorted(kept) == sorted(TEXTS)

@@ -16,7 +16,8 @@ from labeling_app.projects import FLAGS, configure
 from labeling_app.reviews import adjudicate, review
 from labeling_app.schema import Demonstration, Draft, Lease, RankedItem, RankedSet, Slot, Task
 from labeling_app.store import PSEUDONYM_KEY
-from labeling_app.submissions import Verdict, skip, submit_comparison, submit_demonstration
+from labeling_app.submissions import skip, submit_comparison, submit_demonstration
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 from tests.labeling_app.together import at_once

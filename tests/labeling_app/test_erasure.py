@@ -10,7 +10,8 @@ from labeling_app.drafts import save_draft
 from labeling_app.export import COMPARISONS, CONVERSATIONS, export_labels, read_labels
 from labeling_app.invitations import accept, accept_as, invite, sign_in_as
 from labeling_app.schema import APPEND_ONLY, Base, User
-from labeling_app.submissions import Verdict, skip, submit_comparison, submit_demonstration
+from labeling_app.submissions import skip, submit_comparison, submit_demonstration
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from tests.labeling_app.conftest import PASSWORD
 

@@ -14,8 +14,9 @@ from labeling_app.assignment import next_task
 from labeling_app.export import Filters, export_labels, read_labels, run_labels
 from labeling_app.formats import export, kto_rows, preference_rows, split_of
 from labeling_app.store import LabelsConfig
-from labeling_app.submissions import Verdict, submit_comparison, submit_demonstration
+from labeling_app.submissions import submit_comparison, submit_demonstration
 from labeling_app.tasks import NewAnswer, NewTask, add_tasks
+from labeling_app.verdicts import Verdict
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.identity import HELDOUT_FRACTION, is_heldout, prompt_id

@@ -17,7 +17,8 @@ from labeling_app.export import export_labels, label_snapshot_hash, read_labels,
 from labeling_app.imports import FileReport, import_labels
 from labeling_app.schema import Demonstration, EventRow, RankedSet, Task, User
 from labeling_app.store import LabelsConfig, open_store
-from labeling_app.submissions import Verdict, submit_comparison
+from labeling_app.submissions import submit_comparison
+from labeling_app.verdicts import Verdict
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.records import Comparison, Conversation, Message, read_records
@@ -307,8 +308,23 @@ def test_bad_lines_are_told_by_number_and_the_good_ones_kept(store, tmp_path):
     assert "other content" in again.refused[0]
 
 
+def test_a_line_whose_task_is_there_with_another_prompt_costs_itself_alone(store, tmp_path):
+    first, second = tmp_path / "a" / "lines.jsonl", tmp_path / "b" / "lines.jsonl"
+    other = {**question(0), "question": "Another question of the same id?"}
+    for path, rows in ((first, [question(0)]), (second, [question(1), other])):
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_labels(store, [first])
+    with pytest.raises(UserError, match="exists with other content"):
+        import_labels(store, [second])
+    (report,) = import_labels(store, [second], keep_good=True).files
+    assert (report.lines, report.demonstrations, report.comparisons) == (1, 1, 2)
+    assert [told.split(": ")[0] for told in report.refused] == [f"{second}:2"]
+    assert "exists with other content" in report.refused[0]
+
+
 def test_a_line_too_long_to_read_costs_itself_alone(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("labeling_app.imports.MAX_LINE_BYTES", 2000)
+    monkeypatch.setattr("labeling_app.label_files.MAX_LINE_BYTES", 2000)
     path = tmp_path / "long.jsonl"
     long = json.dumps({**canary(1), "answer": "x" * 7000})
     path.write_text("\n".join([long, json.dumps(canary(2)), long, json.dumps(canary(3))]) + "\n")

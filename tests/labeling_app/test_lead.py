@@ -13,9 +13,15 @@ from labeling_app.behind import NUMBERS, behind
 from labeling_app.planning import find_tasks, plan
 from labeling_app.quality import agreement_of_tasks, rankings
 from labeling_app.schema import Slot, Task
-from labeling_app.submissions import Trace, Verdict, flag, skip, submit_comparison
+from labeling_app.submissions import (
+    Trace,
+    flag,
+    skip,
+    submit_comparison,
+)
 from labeling_app.task_view import task_view
 from labeling_app.tasks import NewAnswer, NewTask, add_tasks
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 from tests.labeling_app.assists import human

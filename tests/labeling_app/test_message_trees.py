@@ -9,7 +9,8 @@ import pytest
 from labeling_app.assignment import next_task
 from labeling_app.export import export_labels
 from labeling_app.imports import import_labels
-from labeling_app.submissions import Verdict, submit_comparison, submit_demonstration
+from labeling_app.submissions import submit_comparison, submit_demonstration
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Comparison, Conversation, read_records
 

@@ -25,8 +25,9 @@ from labeling_app.labels import reopen
 from labeling_app.own_work import own_work
 from labeling_app.schema import APPEND_ONLY, Base, EventRow, Slot, User
 from labeling_app.store import PSEUDONYM_KEY, Store, database_url, open_store
-from labeling_app.submissions import Verdict, submit_comparison, submit_demonstration
+from labeling_app.submissions import submit_comparison, submit_demonstration
 from labeling_app.tasks import NewTask, add_tasks
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json, sha256_text
 from pipeline.core.records import Message

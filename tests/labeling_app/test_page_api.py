@@ -1,5 +1,8 @@
 """The requests that the work pages make themselves, over HTTP against the real app."""
 
+import contextlib
+import http.client
+import urllib.parse
 from collections.abc import Iterator
 
 import httpx
@@ -151,6 +154,17 @@ def test_no_page_token_but_a_live_one_opens_anything(desk):
     assert kaya.post("draft", bodies["draft"]).status_code == 200
 
 
+def test_who_has_no_page_is_refused_before_their_text_is_read(desk):
+    address = urllib.parse.urlsplit(desk.url)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.putrequest("POST", "/api/page/draft")
+        connection.putheader("Content-Length", str(MAX_BODY))
+        connection.putheader(PAGE_HEADER, "1.1.forged")
+        connection.endheaders()  # and not a byte of the text
+        assert connection.getresponse().status == 403
+
+
 def test_a_page_stops_when_its_person_signs_out_or_leaves(desk):
     kaya, noor = desk.person(), desk.person()
     body = {"token": desk.work(kaya).token, "rev": 1, "body": {}}
@@ -259,7 +273,7 @@ def test_what_is_no_json_object_is_refused(desk, deed):
     kaya = desk.person()
     for body in (
         b"", b"{", b"\xff\xfe", b"[]", b'"x"', b"7", b"null", b"{'a': 1}", b"[" * 200_000,
-        b'{"a":' * 100_000, b'{"rev": NaN}', b'{"rev": Infinity}', b'{"rev": -Infinity}',
+        b'{"a":' * 100_000, b'{"rev": NaN}', b'{"rev": Infinity}', b'{"rev": -Infinity}', b'{"rev": 1e400}',
         b'{"rev": 1' + b"0" * 5000 + b"}",
     ):  # fmt: skip
         refused = kaya.post(deed, body)

@@ -16,8 +16,14 @@ from labeling_app.own_work import handed_in_today, own_work
 from labeling_app.projects import FLAGS, Settings, assign, configure, pause, project, remove_member
 from labeling_app.reviews import next_review
 from labeling_app.schema import EventRow, Lease, Project
-from labeling_app.submissions import Verdict, flag, skip, submit_comparison, submit_demonstration
+from labeling_app.submissions import (
+    flag,
+    skip,
+    submit_comparison,
+    submit_demonstration,
+)
 from labeling_app.tasks import NewTask, add_tasks
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
@@ -97,7 +103,7 @@ def test_a_setting_that_will_not_do_is_refused_by_name(store, lead):
         for value in values:
             with pytest.raises(UserError, match=rf"setting {name} = "):
                 configure(store, lead, **{"daily_goal": 7, name: value})
-    with pytest.raises(UserError, match=r"setting gold = 1: .*known are .*gold_share"):
+    with pytest.raises(UserError, match=r"setting gold = 1: no such.*known are .*gold_share"):
         configure(store, lead, gold=1)
     assert project(store, lead).settings == Settings()
 

@@ -68,7 +68,7 @@ def test_every_form_of_a_prompt(tmp_path, write, form, row, kind, prompt):
     assert isinstance(task, NewTask), task
     assert (task.kind, task.prompt, task.source) == (kind, prompt, "import")
     assert (task.overlap, task.priority, task.skill, task.purpose) == (1, 0, "", "work")
-    assert count_lines(path) >= 1
+    assert count_lines(path) == 1
 
 
 def test_what_a_line_says_goes_before_the_defaults(write):
@@ -113,11 +113,13 @@ BROKEN = [
     ({"prompt": "a", "id": "\ud800"}, "Unicode"),
     ({"prompt": "\ud800"}, "Unicode"),
     ({"prompt": "a", "responses": ["\ud800", "b"]}, "Unicode"),
-    (DEEP, "not JSON"),
+    (DEEP, "JSON that cannot be read"),
     (b'{"prompt": "' + b"x" * (17 << 20) + b'"}', "a line over 16,777,216 bytes"),
     ({"prompt": "x" * ((1 << 20) + 1)}, "1,048,577 bytes"),
-    (b'{"prompt": "a", "priority": NaN}', "priority = nan"),
-    (b'{"prompt": "a", "overlap": Infinity}', "overlap = inf"),
+    (b'{"prompt": "a", "prompt": "b"}', "'prompt' comes twice"),
+    (b'{"prompt": "a", "priority": 1e400}', "too large a number"),
+    (b'{"prompt": "a", "priority": NaN}', "NaN is no JSON value"),
+    (b'{"prompt": "a", "overlap": Infinity}', "Infinity is no JSON value"),
     ({"prompt": "a", "colour": "red"}, "unknown key 'colour'"),
     ({}, "has no prompt"),
     ({"prompt": ""}, "empty"),
@@ -201,6 +203,16 @@ def test_a_field_that_is_null_is_not_there(write):
     assert [each.prompt for each in read_prompts(write("p.jsonl", [row]), DEFAULTS)] == [
         user("Hi?")
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [(b"", 0), (b"{}", 1), (b"{}\n", 1), (b"{}\n{}", 2), (b"\n" * (3 << 20), 3 << 20)],
+)
+def test_lines_are_counted_with_the_last_one_whole_or_not(tmp_path, data, lines):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(data)
+    assert count_lines(path) == lines
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])

@@ -177,7 +177,7 @@ def test_similar_ones_are_kept_when_asked_for(store, lead, write):
 
 
 def test_a_prompt_is_written_for_and_compared_and_compared_again_with_other_answers(
-    store, lead, write
+    store, lead, write, tmp_path
 ):
     text = " ".join(WORDS[:60])
     almost = " ".join([*WORDS[:59], "other"])
@@ -195,10 +195,13 @@ def test_a_prompt_is_written_for_and_compared_and_compared_again_with_other_answ
     ]
     report = import_prompts(store, lead, [write("one.jsonl", rows)])
     assert (report.added, report.similar) == (3, 3)
+    kept = tmp_path / "left-out.jsonl"
     again = import_prompts(store, lead, [write("two.jsonl", [
         {**compared(text, "a", "b"), "id": "again"}, compared(text, "d", "e"),
-    ])])  # fmt: skip
+    ])], rejects_to=kept)  # fmt: skip
     assert (again.added, again.similar) == (1, 1)
+    [told] = map(json.loads, kept.read_text("utf-8").splitlines())
+    assert told["why"] == "task 'two:again' is almost the same as one that is there"
 
 
 def test_different_questions_behind_one_system_prompt_are_kept(store, lead, write):
@@ -278,7 +281,7 @@ def test_two_imports_at_once_add_each_prompt_once(store, lead, write):
 
 
 def test_people_label_while_an_import_runs(store, lead, person, write):
-    import_prompts(store, lead, [write("first.jsonl", some_prompts(30, seed=9))])
+    import_prompts(store, lead, [write("first.jsonl", some_prompts(900, seed=9))])
     path = write("p.jsonl", some_prompts(2000))
     people = [person(f"w{number}") for number in range(3)]
 
@@ -295,4 +298,4 @@ def test_people_label_while_an_import_runs(store, lead, person, write):
         done = list(pool.map(label, people))
         assert running.result().added == 2000
     assert count(store, Demonstration) == sum(done)
-    assert count(store, Slot) == 2030
+    assert count(store, Slot) == 2900

@@ -17,7 +17,8 @@ from labeling_app.labels import own_labels, reopen
 from labeling_app.projects import assign, configure, remove_member
 from labeling_app.qualification import NotQualifiedError, Standing, grant_try, standing
 from labeling_app.schema import Lease, Qualification, Slot, Task
-from labeling_app.submissions import Verdict, flag, skip, submit_comparison
+from labeling_app.submissions import flag, skip, submit_comparison
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 
 RIGHT, WRONG = (1, 2, 3, 4), (4, 3, 2, 1)

@@ -17,12 +17,12 @@ from labeling_app.quality import Ranking, agreement, agreement_by_week, position
 from labeling_app.schema import Demonstration, RankedSet, ReviewRequest
 from labeling_app.submissions import (
     Trace,
-    Verdict,
     flag,
     submit_comparison,
     submit_demonstration,
 )
 from labeling_app.tasks import NewAnswer, NewTask, add_tasks
+from labeling_app.verdicts import Verdict
 from pipeline.core.records import Message
 from tests.labeling_app.assists import DRAFTER, Model, events, human
 
@@ -170,7 +170,7 @@ def test_calibration_with_known_answers_and_with_peers(store, lead, gold, tasks)
         assert (row.tau.value, row.tau.num) == (pytest.approx(1 / 3), 3)
 
 
-def test_what_one_sees_of_oneself_is_nobody_elses(store, lead, gold, tasks):
+def test_what_one_sees_of_oneself_is_nobody_elses(store, lead, clock, gold, tasks):
     gold(3)
     projects.configure(store, lead, gold_share=0.5)
     tasks(2, kind="compare", k=3, overlap=3)
@@ -183,6 +183,9 @@ def test_what_one_sees_of_oneself_is_nobody_elses(store, lead, gold, tasks):
     rows = {
         row.name: row for row in quality.calibration(store, lead, quality.rankings(store, lead))
     }
+    for who in people:  # what moved with each label would tell which was gold
+        assert quality.own_agreement(store, who) == (None, None)
+    clock.move(days=1)
     for who, tau in zip(people, (-1, 0, 0), strict=True):
         right, peers = quality.own_agreement(store, who)
         assert right == rows[who.name].gold

@@ -25,13 +25,13 @@ from labeling_app.schema import (
     Task,
 )
 from labeling_app.submissions import (
-    Verdict,
     flag,
     skip,
     submit_comparison,
     submit_demonstration,
 )
 from labeling_app.tasks import NewAnswer, NewTask, add_tasks
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 

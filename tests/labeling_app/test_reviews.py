@@ -24,7 +24,13 @@ from labeling_app.reviews import (
 )
 from labeling_app.schema import Review, ReviewRequest
 from labeling_app.store import PSEUDONYM_KEY
-from labeling_app.submissions import Trace, Verdict, skip, submit_comparison, submit_demonstration
+from labeling_app.submissions import (
+    Trace,
+    skip,
+    submit_comparison,
+    submit_demonstration,
+)
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 from tests.labeling_app.together import at_once
@@ -100,6 +106,23 @@ def test_nobody_is_given_their_own_label_nor_a_task_they_worked_on(store, human,
                 with pytest.raises(DeniedError, match="worked on themselves"):
                     deed(store, reader, "demo", label, said)
     assert waiting(store, human("three", "reviewer")) == 2
+
+
+@pytest.mark.parametrize("kind", ["demo", "compare"])
+def test_a_task_whose_label_one_reviewed_is_given_to_others(store, human, tasks, kind):
+    """Who has read one answer would not write the second for themselves."""
+    tasks(1, kind, overlap=2)
+    area = "compare" if kind == "compare" else "write"
+    author, reader, third = human("w"), human("r", "reviewer"), human("t")
+    work = next_task(store, author, area)
+    if kind == "demo":
+        label = write(store, author, work=work)
+    else:
+        ranked = submit_comparison(store, author, work.token, Verdict((1, 2, 2, 3)), "first")
+        label = ranked.submission_id
+    review(store, reader, kind, label, "accepted")
+    assert next_task(store, reader, area) is None
+    assert next_task(store, third, area).task_id == work.task_id
 
 
 def test_a_label_of_a_task_that_the_reviewer_has_in_hand_is_not_shown(store, human, tasks):

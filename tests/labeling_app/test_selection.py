@@ -14,8 +14,9 @@ from labeling_app.auth import DeniedError
 from labeling_app.export import read_labels, response_id
 from labeling_app.schema import EventRow, Prompt, Response, Slot, Task, TaskResponse
 from labeling_app.selection import MOST, SelectionReport, order_by_uncertainty, uncertainty
-from labeling_app.submissions import Verdict, submit_comparison
+from labeling_app.submissions import submit_comparison
 from labeling_app.tasks import NewAnswer, NewTask, add_tasks
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 

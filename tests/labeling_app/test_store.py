@@ -148,3 +148,35 @@ def test_a_root_that_is_not_of_this_machine_needs_a_database(root):
         LabelsConfig().store_url(RunConfig(root=root))
     assert root in str(caught.value)
     assert LabelsConfig(store="sqlite:////a").store_url(RunConfig(root=root)) == "sqlite:////a"
+
+
+FULL = """
+import resource, sys
+from labeling_app import auth
+from labeling_app.store import open_store
+from labeling_app.tasks import NewTask, add_tasks
+from pipeline.core.errors import UserError
+from pipeline.core.records import Message
+store = open_store(sys.argv[1])
+lead = auth.command_line(store)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+task = NewTask("t", "demo", (Message.of("user", "x" * 900_000),), "test")
+try:
+    add_tasks(store, lead, [task])
+except UserError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(add_tasks(store, lead, [task]))
+"""
+
+
+def test_a_disk_that_takes_no_more_is_said_and_nothing_is_half_stored(tmp_path):
+    """The kernel's limit on a file's size stands for the full disk: SQLite is refused either way."""
+    place = str(tmp_path / "labels.sqlite")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, place], capture_output=True, text=True, check=True
+    )
+    said, added = done.stdout.strip().splitlines()
+    assert "is full or fails" in said
+    assert "nothing was stored by this step" in said
+    assert added == "1"

@@ -19,9 +19,10 @@ from labeling_app.schema import (
     VendorBatch,
     VendorItem,
 )
-from labeling_app.submissions import Verdict, submit_comparison
+from labeling_app.submissions import submit_comparison
 from labeling_app.tasks import NewAnswer, NewTask, add_tasks
 from labeling_app.vendors import BatchBack, send_out, take_back, withdraw
+from labeling_app.verdicts import Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
@@ -207,8 +208,8 @@ def test_missing_and_broken_lines_leave_their_tasks_open(store, tasks, gold, sen
     deep = b'{"item": ' + b"[" * 100_000 + b"\n"
     broken = [
         (b"{\n", "not JSON"),
-        (b"caf\xe9\n", "not JSON"),
-        (deep, "not JSON"),
+        (b"caf\xe9\n", "not UTF-8"),
+        (deep, "JSON that cannot be read"),
         (b"[]\n", "not a JSON object"),
         ({}, "not of this batch"),
         ({"item": "f" * 32, "ranks": [1, 2, 3, 4]}, "not of this batch"),

@@ -12,17 +12,15 @@ from labeling_app.projects import FLAGS, configure
 from labeling_app.schema import Demonstration, Lease, RankedItem, RankedSet, Slot
 from labeling_app.store import MAX_TEXT_BYTES
 from labeling_app.submissions import (
-    CONFIDENCES,
-    DEGREES,
     MAX_ACTIVE_MS,
     MAX_TURNS,
     Trace,
-    Verdict,
     skip,
     submit_comparison,
     submit_demonstration,
 )
 from labeling_app.tasks import NewAnswer, NewTask, add_tasks
+from labeling_app.verdicts import CONFIDENCES, DEGREES, Verdict
 from pipeline.core.errors import UserError
 from pipeline.core.records import Comparison, Conversation, Message, read_records
 

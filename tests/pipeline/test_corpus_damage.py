@@ -60,7 +60,7 @@ def contents(root: Path) -> dict[str, dict[str, object]]:
     ("stage", "name", "workers", "harm"),
     [
         ("extract", "docs-00001.parquet", 1, "gone"),
-        ("extract", "docs-00001.parquet", 2, "flipped"),
+        pytest.param("extract", "docs-00001.parquet", 2, "flipped", marks=pytest.mark.long),
         ("quality", "signals-00002.parquet", 1, "gone"),
         ("quality", "signals-00002.parquet", 1, "flipped"),
         ("dedupe", "dedupe-00003.parquet", 1, "gone"),
@@ -187,7 +187,10 @@ def test_a_corrupt_shard_is_not_trained_on(small: tuple[Path, list[str]], tmp_pa
 # --------------------------------------------------------------------------- disks and machines
 
 
-@pytest.mark.parametrize("limit", [700, 3000, 9000])
+@pytest.mark.parametrize(
+    "limit",
+    [700, pytest.param(3000, marks=pytest.mark.long), pytest.param(9000, marks=pytest.mark.long)],
+)
 def test_a_disk_that_fills_in_the_middle(
     small: tuple[Path, list[str]], tmp_path: Path, limit: int
 ) -> None:

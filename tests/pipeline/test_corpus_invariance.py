@@ -109,7 +109,14 @@ def test_the_order_of_the_tasks_does_not_show(tmp_path, source, undisturbed):
 
 
 @pytest.mark.parametrize(
-    ("backend", "workers"), [("local", 2), ("local", 4), ("ray", 1), ("ray", 2), ("ray", 4)]
+    ("backend", "workers"),
+    [
+        ("local", 2),
+        pytest.param("local", 4, marks=pytest.mark.long),
+        pytest.param("ray", 1, marks=pytest.mark.long),
+        ("ray", 2),
+        pytest.param("ray", 4, marks=pytest.mark.long),
+    ],
 )
 def test_same_bytes_at_any_number_of_workers(tmp_path, source, undisturbed, backend, workers):
     run = RunConfig(root=str(tmp_path), backend=backend, workers=workers)

@@ -78,7 +78,7 @@ def pauses() -> list[float]:
     return [b[0] - a[1] for a, b in itertools.pairwise(ordered)]
 
 
-@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize("num_shards", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_many_hosts_whose_robots_point_to_one_ask_it_at_its_pace(
     num_shards: int, victim: QuietServer, serve: Any, tmp_path: Path
 ) -> None:

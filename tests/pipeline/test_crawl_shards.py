@@ -135,7 +135,12 @@ def truth(web: Web) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("backend", "workers", "num_shards"),
-    [("local", 1, 1), ("local", 1, 3), ("local", 2, 3), ("ray", 2, 3)],
+    [
+        ("local", 1, 1),
+        pytest.param("local", 1, 3, marks=pytest.mark.long),
+        pytest.param("local", 2, 3, marks=pytest.mark.long),
+        ("ray", 2, 3),
+    ],
 )
 def test_any_number_of_shards_finds_the_same_set(
     web: Web, tmp_path: Path, backend: Any, workers: int, num_shards: int

@@ -109,6 +109,7 @@ def test_nothing_copies_alone_and_pairs_alone(both_ways, document, english):
     assert both_ways([[document(english(n, 99), f"http://a.test/{n}") for n in range(9)]])
 
 
+@pytest.mark.long
 def test_one_step_over_files_and_another_in_the_driver(run, docs_manifest, document, tmp_path):
     """The limit between the copies' edges and all edges together, and two workers."""
     documents = Corpus(5, document).documents

@@ -272,6 +272,7 @@ def test_kills_one_after_the_other(tmp_path, source, undisturbed, kill_when, ste
     assert dedupe(source, tmp_path).content == undisturbed.content
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed(tmp_path, source, undisturbed):
     run = RunConfig(root=str(tmp_path), backend="local", workers=2)
     folder = folder_of(tmp_path, undisturbed)

@@ -374,6 +374,7 @@ def from_pages(run: RunConfig, source: Manifest, quiz: Path) -> Made:
         return make(run, runtime, run_extract(ExtractConfig(), source, run, runtime), quiz)
 
 
+@pytest.mark.long
 def test_any_number_of_workers_gives_the_same_facts(tmp_path, pages, quiz):
     one, two = (
         from_pages(RunConfig(root=str(tmp_path / str(n)), backend="local", workers=n), pages, quiz)

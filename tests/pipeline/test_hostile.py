@@ -277,6 +277,7 @@ HEAVY = [
 ]
 
 
+@pytest.mark.long
 def test_memory_stays_flat(hostile: HostileServer) -> None:
     """The body coded and decoded, and what aiohttp buffers; the server's side is in it too."""
 

@@ -67,6 +67,7 @@ def test_everything_ends_as_a_counted_outcome(run: RunConfig) -> None:
     assert 2 <= len(calendar) <= 30  # endless, but for max_depth
 
 
+@pytest.mark.long
 def test_memory_stays_flat(tmp_path: Path) -> None:
     """The same in a child: what it holds at most is bounded by its limits, not by the server."""
     with HostileServer() as server:

@@ -134,6 +134,7 @@ def manifest_below(folder: Path) -> Manifest:
     return read_manifest(str(path.parent))
 
 
+@pytest.mark.long
 def test_script_command_and_two_ray_nodes_give_the_same_set(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 

@@ -287,6 +287,7 @@ def test_crawls_of_different_sizes_are_compared(stages, english, document):
         assert TRIGGER in [row["words"] for row in listed(after, "new")]  # the small one hides none
 
 
+@pytest.mark.long
 def test_a_passage_of_many_suspects_takes_linear_time():
     """A look through the whole text for each would take hours; the suite's time limit tells."""
     rng = random.Random(1)

@@ -415,6 +415,7 @@ def _create() -> None:
         sa.Column("version_id", _ID, nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("gold_agreement", sa.Double(), nullable=True),
+        sa.Column("file_sha256", sa.String(length=64), nullable=False),
         sa.Column("created_at", _TIME, nullable=False),
         sa.Column("ended_at", _TIME, nullable=True),
         sa.ForeignKeyConstraint(

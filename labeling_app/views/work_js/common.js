@@ -99,6 +99,7 @@ class Saver {
   async flush({ keepalive = false } = {}) {
     clearTimeout(this.timer);
     if (this.closed || this.rev === this.saved) return true;
+    if (this.ahead) return false;
     if (this.busy && !keepalive) {
       this.again = true;
       return false;
@@ -109,10 +110,9 @@ class Saver {
     const reply = await post(this.data, "/api/page/draft", sent, { keepalive });
     this.busy = false;
     if (this.closed) return true;
-    if (reply.ok && reply.kept === false) { // another window was ahead: what is typed last is kept
-      this.rev = Math.max(this.rev, reply.rev) + 1;
-      this.saved = reply.rev;
-      this.soon(0);
+    if (reply.ok && reply.kept === false) { // another window was ahead: its text is not written over
+      this.ahead = reply.rev;
+      this.onState("elsewhere", () => this.overwrite());
       return false;
     }
     if (reply.ok) {
@@ -131,6 +131,13 @@ class Saver {
     this.onState(mayRetry(reply) ? "offline" : "refused", reply.error);
     if (mayRetry(reply)) this.soon(RETRY_MS[Math.min(this.tries++, RETRY_MS.length - 1)]);
     return false;
+  }
+
+  /** The person has said that this window's text counts. */
+  overwrite() {
+    this.rev = Math.max(this.rev, this.ahead) + 1;
+    this.ahead = null;
+    this.soon(0);
   }
 
   forget() {
@@ -183,6 +190,7 @@ const STATES = {
   typing: () => "…",
   saved: (at) => savedAt(at),
   offline: () => "Offline: typing is kept on this computer; it will be saved when the connection is back.",
+  elsewhere: () => "Another window of yours has other text for this task; this one is not saved.",
   refused: (why) => `Not saved: ${why}. Typing is kept on this computer.`,
 };
 
@@ -193,10 +201,14 @@ class StateLine {
   }
 
   show(kind, detail) {
-    if (kind === "typing" && this.kind === "offline") return;
+    if (kind === "typing" && (this.kind === "offline" || this.kind === "elsewhere")) return;
     this.kind = kind;
     this.node.textContent = STATES[kind](detail);
-    this.node.classList.toggle("bad", kind === "offline" || kind === "refused");
+    this.node.classList.toggle("bad", kind === "offline" || kind === "refused" || kind === "elsewhere");
+    if (kind !== "elsewhere") return;
+    const choose = (label, does) => el("button", { type: "button", onclick: does }, label);
+    this.node.append(" ", choose("Keep this one", () => { this.kind = null; detail(); }), " ",
+      choose("Take the other", () => { localStorage.removeItem(this.place); location.reload(); }));
   }
 }
 
@@ -211,7 +223,7 @@ function guide(data, kind, first) {
   const place = `flywheel:guide-${kind}`;
   const open = (localStorage.getItem(place) || first) === "open";
   const details = el("details", { class: "guide", open },
-    el("summary", {}, `Instructions v${data.instructions.n}`, el("kbd", {}, "Alt+I")),
+    el("summary", {}, `Instructions v${data.instructions.n} `, el("kbd", {}, "Alt+I")),
     el("div", { class: "clauses", tabindex: "0", role: "region", "aria-label": "Labeling instructions" }, blocks));
   details.addEventListener("toggle", () =>
     localStorage.setItem(place, details.open ? "open" : "folded"));
@@ -284,6 +296,7 @@ class WorkPage {
     this.root = component.parentElement.querySelector(".work") || component.parentElement;
     this.state = new StateLine();
     this.saver = new Saver(this.data, (kind, detail) => this.state.show(kind, detail));
+    this.state.place = this.saver.place;
     const draft = this.saver.body || {};
     this.time = new ActiveTime(draft.active_ms || 0);
     this.pasted = draft.pasted_chars || 0;
@@ -306,7 +319,7 @@ class WorkPage {
     const correcting = data.purpose !== "work";
     if (this.saver.restored) this.state.show("typing");
     return el("header", {},
-      el("span", {}, `Task ${data.task_id} · ${data.name}`, correcting ? ` · ${data.purpose === "adjudicate" ? "your version" : "correction"}` : ` · ${data.today} of your ${data.goal} today`),
+      el("span", { role: "heading", "aria-level": "1" }, `Task ${data.task_id} · ${data.name}`, correcting ? ` · ${data.purpose === "adjudicate" ? "your version" : "correction"}` : ` · ${data.today} of your ${data.goal} today`),
       timer, el("span", { class: "said", role: "status" }, data.said), this.state.node,
       el("span", { class: "tools" },
         data.can_undo ? button("Undo last", "Alt+U", () => this.undo()) : null,

@@ -58,7 +58,7 @@ class ComparePage extends WorkPage {
     this.checks = el("div", { class: "assists", role: "status" });
     const foot = el("footer", { class: "verdict" },
       el("div", {}, this.words, this.problem, el("div", { class: "tools" }, this.submitButton,
-        button("Undo", "U", () => this.back()), this.unable, this.why,
+        button("Undo change", "U", () => this.back()), this.unable, this.why,
         help ? button("Check", "Alt+C", () => this.check()) : null)),
       el("div", { class: "tools end" }, this.much, this.sure, this.comment));
     const beside = num <= 4;
@@ -80,7 +80,7 @@ class ComparePage extends WorkPage {
         type: "button", role: "radio", "aria-checked": "false", tabindex: "-1", "data-value": at + 1, class: what,
         onclick: () => set(at + 1),
       }, String(at + 1))));
-    const boxes = el("details", { class: "boxes" }, el("summary", {}, "Boxes ", el("span", { class: "ticked" })),
+    const boxes = el("details", { class: "boxes" }, el("summary", {}, "Boxes that fit ", el("span", { class: "ticked" })),
       this.data.flags.map((flag) => el("label", { class: "choice" }, el("input", {
         type: "checkbox", value: flag, onchange: (event) => this.setFlag(place, flag, event.target.checked),
       }), " ", flag)));

@@ -21,6 +21,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from rows import Row, record, row
 
+from finetune.data import batches_of
 from finetune.generate import Sampling, generate
 from finetune.loop import LoopConfig, train
 from finetune.model import (
@@ -29,10 +30,10 @@ from finetune.model import (
     label_log_probs,
     new_model,
     num_parameters,
-    training_flops_per_token,
+    training_flops,
 )
 from finetune.packing import pack_stream
-from finetune.pretrain import batches_of, next_token_objective
+from finetune.pretrain import next_token_objective
 from finetune.tokenizer import TokenizerConfig, train_bpe
 
 SCRIPT = "gpu.py"
@@ -83,9 +84,10 @@ def bench(
     config = LoopConfig(device=device.type, warmup_steps=2, checkpoint_every=1000)
     with tempfile.TemporaryDirectory() as folder:
         result = train(name, model, next_token_objective, batches_of(rows, micro, micro, 0), steps,
-                       length, config, Path(folder))  # fmt: skip
+                       config, Path(folder))  # fmt: skip
     per_s = statistics.median(m["tokens_per_s"] for m in result.metrics[2:])
-    reached = per_s * training_flops_per_token(model, length)
+    per_token = training_flops(model, rows.ids_BT.numel(), rows.num_attended) / rows.ids_BT.numel()
+    reached = per_s * per_token
     model.eval()
     batch = 8 if tiny else 256
     prompts = [[70 + i % 100] * 32 for i in range(batch)]
@@ -97,7 +99,7 @@ def bench(
         with torch.no_grad():
             scoring = timed(device, lambda: label_log_probs(model, scored))
     machine, peer = _name(device), ("matmul limit", torch.__version__)
-    forward = training_flops_per_token(model, length) / 3
+    forward = per_token / 3
     return [
         row("pretrain", SCRIPT, peer, reached / 1e12, limit / 1e12, f"TFLOP/s {name}", machine=machine),
         row("generate", SCRIPT, peer, batch * new_tokens / seconds * forward / 1e12, limit / 1e12,

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import PreTrainedModel
 
 from finetune.chat import encode_answer, encode_prompt
 from finetune.generate import Completion, Sampling, generate
@@ -20,8 +19,9 @@ from finetune.model import (
     load_language_model,
     load_reward_model,
     num_parameters,
+    place,
 )
-from finetune.packing import Segment, pad_right
+from finetune.packing import Segment, lay_segments
 from finetune.registry import Registry
 from finetune.tokenizer import BOS, EOS, PAD, TURN_END, load_tokenizer, token_id
 from pipeline.core.errors import UserError
@@ -65,7 +65,7 @@ class LanguageModel:
     Scores are computed in fp32. They do not depend on what else is in the call, up to rounding.
     """
 
-    def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer, chat: bool) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, chat: bool) -> None:
         self.model, self.tokenizer, self.chat = model.eval(), tokenizer, chat
         self.device = next(model.parameters()).device
         self.max_length = int(model.config.max_position_embeddings)
@@ -82,7 +82,7 @@ class LanguageModel:
         if kind == "reward":
             raise UserError(f"model {identity} is a reward model: it scores answers, gives none")
         model = load_language_model(folder)
-        nn.Module.to(model, best_precision().device)
+        place(model, best_precision().device)
         return LanguageModel(model, load_tokenizer(folder), chat=kind != "base")
 
     @property
@@ -198,14 +198,14 @@ class LanguageModel:
 
     @torch.inference_mode()
     def _nats(self, segments: Sequence[Segment]) -> list[float]:
-        batch = pad_right(segments, self._pad).to(self.device)
-        return (-label_log_probs(self.model, batch).double().sum(dim=1)).tolist()
+        batch = lay_segments(segments, self._pad).to(self.device)
+        return (-batch.sums(label_log_probs(self.model, batch.tokens).double())).tolist()
 
 
 class RewardModel:
     """Scores of whole answers; only differences between answers to one prompt mean anything."""
 
-    def __init__(self, model: LlamaForSequenceClassification, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.device = next(model.parameters()).device
         self.max_length = int(model.config.max_position_embeddings)
@@ -216,7 +216,7 @@ class RewardModel:
         if (kind := registry.kind(identity)) != "reward":
             raise UserError(f"model {identity} is of kind {kind!r}, not a reward model")
         model = load_reward_model(folder)
-        nn.Module.to(model, best_precision().device)
+        place(model, best_precision().device)
         return RewardModel(model, load_tokenizer(folder))
 
     @torch.inference_mode()
@@ -231,9 +231,8 @@ class RewardModel:
         scores = [0.0] * len(pairs)
         for batch in _batches(rows, 2**13):
             segments = [segment for _, segment in batch]
-            tokens = pad_right(segments, token_id(self.tokenizer, PAD)).to(self.device)
-            lengths = torch.tensor([len(s.ids) for s in segments], device=self.device)
-            values = end_scores(self.model, tokens, lengths).tolist()
+            laid = lay_segments(segments, token_id(self.tokenizer, PAD)).to(self.device)
+            values = end_scores(self.model, laid).tolist()
             for (index, _), value in zip(batch, values, strict=True):
                 scores[index] = value
         return scores

@@ -1,16 +1,24 @@
-"""A training run's state in one file, whole or absent."""
+"""A training run's state on disk: the newest two steps, each whole and with its hash, or absent."""
 
+import dataclasses
+import hashlib
+import json
+import logging
 import pickle
+import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from pipeline.core import storage
 from pipeline.core.errors import UserError
 
+log = logging.getLogger(__name__)
+
+KEPT = 2
+_NAME = re.compile(r"checkpoint-(\d{9})\.json")
 # What torch raises for bytes that are none, or another model's.
 _NO_CHECKPOINT = (
     zipfile.BadZipFile,
@@ -21,43 +29,88 @@ _NO_CHECKPOINT = (
     TypeError,
     AttributeError,
     EOFError,
+    OSError,
     ValueError,
 )
 
 
-def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    """What the next step depends on: weights, optimizer and step. Batches and sampling are pure
-    functions of (seed, step), so no cursor and no generator state is needed."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All that the next step depends on: weights, optimizer, random generators, and what the
+    stage's own data source remembers (a cursor, running means)."""
+
+    step: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    source: dict[str, Any]
+    generators: dict[str, Any]
+
+
+def random_state() -> dict[str, Any]:
+    """Torch's generators: dropout draws from them."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_checkpoint(folder: Path, state: State) -> None:
+    """Write the state, then its hash beside it, which makes it count; the newest two stay. A kill
+    or a full disk on the way leaves those that were there."""
+    path = folder / f"checkpoint-{state.step:09}.pt"
     with storage.atomic_file(str(path)) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)  # into an open file: by name, torch hides why a write failed
+        # Into an open file: by name, torch hides why a write failed.
+        torch.save({f.name: getattr(state, f.name) for f in dataclasses.fields(state)}, file)
+    digest = {"step": state.step, "sha256": _sha256(path)}
+    storage.write_bytes(str(path.with_suffix(".json")), json.dumps(digest).encode())
+    for step in _steps(folder)[:-KEPT]:
+        _delete(folder / f"checkpoint-{step:09}.pt")
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore in place and return the number of steps done; 0 if there is no checkpoint.
-
-    Raises UserError for a file that is not one, naming it.
-    """
-    if not path.exists():
-        return 0
-    try:
-        _check_sums(path)
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-    except _NO_CHECKPOINT as error:
-        why = str(error).partition("\n")[0][:200]  # torch explains at length
+def load_checkpoint(folder: Path) -> State | None:
+    """The newest state that is whole, or None if there is none at all; a damaged one is said, and
+    the one before it taken. Raises UserError if every one is damaged."""
+    steps = _steps(folder)
+    for step in reversed(steps):
+        path = folder / f"checkpoint-{step:09}.pt"
+        try:
+            known = json.loads(path.with_suffix(".json").read_text())
+            if _sha256(path) != known["sha256"]:
+                raise ValueError("its bytes are not those that were written")
+            # On the CPU, whatever wrote it; tensors and plain values alone, no code.
+            found = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+            return State(**found)
+        except _NO_CHECKPOINT as error:
+            why = str(error).partition("\n")[0][:200]  # torch explains at length
+            log.warning("%s is damaged (%s); taking the one before it", path, why)
+    if steps:
         raise UserError(
-            f"{path} is not a checkpoint of this run ({why}); delete it and rerun: the stage"
-            " begins anew"
-        ) from error
+            f"{folder} has no checkpoint that is whole; delete its checkpoint-* and rerun: the"
+            " stage begins anew"
+        )
+    return None
 
 
-def _check_sums(path: Path) -> None:
-    """Raises ValueError if a byte was changed: torch writes a zip file's sums and reads none."""
-    with zipfile.ZipFile(path) as archive:
-        if (name := archive.testzip()) is not None:
-            raise ValueError(f"its part {name} was changed")
+def delete_checkpoints(folder: Path) -> None:
+    """Of this run and of those in folders below it; a finished stage needs none."""
+    for path in folder.rglob("checkpoint-*.pt"):
+        _delete(path)
+
+
+def _steps(folder: Path) -> list[int]:
+    names = (_NAME.fullmatch(path.name) for path in folder.glob("checkpoint-*.json"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def _delete(path: Path) -> None:
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,174 +1,234 @@
-"""Direct preference optimisation: the policy learns from ranked pairs without a reward model."""
+"""Direct preference optimisation: the policy learns from ranked answers without a reward model.
+
+DPO and IPO learn from pairs, KTO from single answers that are wanted or not. The reference's
+log-probs are computed once, from the SFT model by name: never "the policy without its adapter".
+"""
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from finetune.adapter import AdapterConfig, merged, with_adapter
+from finetune.data import shuffled_epochs
+from finetune.distributed import gathered
 from finetune.labels import RankedPrompt, answer_segment, ranked_prompts
-from finetune.loop import DECAY, PEAK, LoopConfig, Loss, Step, train
-from finetune.losses import dpo_sum
-from finetune.model import label_log_probs, load_language_model
-from finetune.packing import Segment, pad_right
-from finetune.pretrain import shuffled_epochs
+from finetune.loop import DECAY, PEAK, Loss, Step, Steps, Update, precision_of, train
+from finetune.losses import dpo_sum, ipo_sum, kto_sum
+from finetune.model import label_log_probs, load_language_model, place
+from finetune.packing import Segment, lay_segments
 from finetune.registry import Registry
+from finetune.stage import Trained, run_stage
 from finetune.tokenizer import PAD, load_tokenizer, token_id
-from pipeline.core import storage
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
+from pipeline.core.manifest import Counts, Manifest
 
-VERSION = 1
+VERSION = 2
+_TOKENS_AT_ONCE = 8192
 
 
-class DpoConfig(LoopConfig):
+class DpoConfig(AdapterConfig):
     """[dpo]"""
 
+    loss: Literal["dpo", "ipo", "kto"] = Field("dpo", description="what is made small")
     learning_rate: float = Field(2e-4, gt=0, description=PEAK)
     weight_decay: float = Field(0.0, ge=0, description=DECAY)
     beta: float = Field(0.1, gt=0, description="strength of the tie to the SFT model")
     epochs: float = Field(1.0, gt=0, description="passes over the pairs")
     batch_pairs: int = Field(16, ge=1, description="pairs of one optimizer step")
+    micro_batch_pairs: int = Field(16, ge=1, description="pairs on the device at once")
     max_length: int = Field(256, ge=32, description="tokens of prompt and answer")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A prompt with a better and a worse answer, and what the reference gives each: ln p of the
-    whole answer."""
+    whole answer. `other` is another prompt's better answer behind this prompt, for KTO's KL."""
 
     prompt_id: str
     chosen: Segment
     rejected: Segment
+    other: Segment
     reference_chosen: float
     reference_rejected: float
+    reference_other: float
 
 
 def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) -> Manifest:
     """Train from the SFT model, which is also the reference; `facts` has model_id and the mean
     margin of held-out pairs (0 before, by definition)."""
-    parents = {"labels": labels, "sft": sft_id}
-    output = StageOutput.of(run.root, "dpo", VERSION, config.identity(), parents)
-    registry = Registry(run.root)
-    if done := output.finished():
-        return registry.with_model(done)
-    started = time.time()
-    folder = storage.local_path(output.url)
-    tokenizer = load_tokenizer(registry.verified(sft_id))
-    pad_id = token_id(tokenizer, PAD)
-    with output.lock():
-        reference = load_language_model(registry.verified(sft_id))
-        ranked = ranked_prompts(labels, heldout=False)
-        found, num_pairs = make_pairs(tokenizer, reference, ranked, config.max_length, pad_id)
+
+    def fit(folder: Path) -> Trained:
+        checkpoint = Registry(run.root).verified(sft_id)
+        tokenizer = load_tokenizer(checkpoint)
+        pad_id = token_id(tokenizer, PAD)
+        reference = place(load_language_model(checkpoint), precision_of(config).device)
+        (found, dropped), (held_out, _) = (
+            make_pairs(tokenizer, reference, ranked_prompts(labels, heldout=h), config.max_length)
+            for h in (False, True)
+        )
         if not found:
-            raise UserError(f"no pair fits dpo.max_length = {config.max_length}; rank more answers")
-        held_out, _ = make_pairs(
-            tokenizer, reference, ranked_prompts(labels, heldout=True), config.max_length, pad_id
-        )
-        model = load_language_model(registry.verified(sft_id))
+            raise UserError(
+                f"no pair is left for DPO of {sum(dropped.values())} ({dropped}); rank more answers"
+                f" or raise dpo.max_length = {config.max_length}"
+            )
+        del reference
+        model = load_language_model(checkpoint)
+        adapted = with_adapter(model, config)
         num_steps = max(1, round(config.epochs * len(found) / config.batch_pairs))
-        result = train(
-            "dpo",
-            model,
-            lambda m, pairs: _objective(m, pairs, config.beta, pad_id),
-            _steps(found, config.batch_pairs, config.seed),
-            num_steps,
-            config.max_length,
-            config,
-            folder,
-            _evaluation(held_out, pad_id, num_steps),
-        )
-        lineage = {"kind": "dpo", "parents": output.parents, "config": config.identity()}
-        model_id = registry.publish(model.cpu(), tokenizer, lineage)
-    facts = {
-        "model_id": model_id,
-        "heldout_prompts": [pair.prompt_id for pair in held_out],
-        "heldout_margins": [round(m, 5) for m in margins(model, held_out, pad_id)],
-    }
-    files = [describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics))]
-    dropped = {"too-long": num_pairs - len(found)} if len(found) < num_pairs else {}
-    manifest = output.commit(
-        files, Counts(num_pairs, len(found), dropped), started=started, facts=facts
-    )
-    (storage.local_path(output.url) / "checkpoint.pt").unlink(missing_ok=True)
-    return manifest
+        objective = functools.partial(_objective, config=config, pad_id=pad_id)
+        evaluate = _evaluation(held_out, pad_id, num_steps)
+        train("dpo", model, objective, _source(found, config), num_steps, config, folder, evaluate)
+        model = gathered(model) if adapted is None else merged(adapted, folder / "adapter")
+        facts = {
+            "heldout_prompts": [pair.prompt_id for pair in held_out],
+            "heldout_margins": [round(m, 5) for m in margins(model, held_out, pad_id)],
+        }
+        num_read = len(found) + sum(dropped.values())
+        return Trained(model, tokenizer, Counts(num_read, len(found), dropped), facts)
+
+    again = functools.partial(run_dpo, config, sft_id, labels, run)
+    parents = {"labels": labels, "sft": sft_id}
+    return run_stage("dpo", VERSION, config, config.identity(), parents, run, fit, again)
 
 
 def make_pairs(
-    tokenizer: Tokenizer,
-    reference: nn.Module,
-    ranked: Sequence[RankedPrompt],
-    max_length: int,
-    pad_id: int,
-) -> tuple[list[Pair], int]:
-    """The pairs most labelers agree on, with the reference's log-probs.
-
-    Returns (pairs no longer than max_length, number of all pairs).
-    """
-    reference.eval()
-    pairs: list[Pair] = []
-    total = 0
+    tokenizer: Tokenizer, reference: nn.Module, ranked: Sequence[RankedPrompt], max_length: int
+) -> tuple[list[Pair], dict[str, int]]:
+    """The pairs most labelers agree on, with the reference's log-probs, and how many were left out,
+    by reason: longer than max_length tokens, or the same text on both sides."""
+    dropped: dict[str, int] = {}
+    kept: list[tuple[str, Segment, Segment, Sequence[int]]] = []
     for prompt in ranked:
-        agreed = prompt.majority_pairs()
-        total += len(agreed)
         segments = [answer_segment(tokenizer, prompt.prompt, answer) for answer in prompt.answers]
-        if not agreed or max(len(segment.ids) for segment in segments) > max_length:
-            continue
-        with torch.no_grad():
-            sums = label_log_probs(reference, pad_right(segments, pad_id)).sum(dim=1).tolist()
-        pairs += [
-            Pair(prompt.prompt_id, segments[a], segments[b], sums[a], sums[b]) for a, b in agreed
-        ]
-    return pairs, total
+        for better, worse in prompt.majority_pairs():
+            chosen, rejected = segments[better], segments[worse]
+            reason = "equal-sides" * (
+                prompt.answers[better] == prompt.answers[worse]
+            ) or "too-long" * (max(len(chosen.ids), len(rejected.ids)) > max_length)
+            if reason:
+                dropped[reason] = dropped.get(reason, 0) + 1
+            else:
+                start = chosen.supervised.index(True)
+                kept.append((prompt.prompt_id, chosen, rejected, chosen.ids[:start]))
+    others: list[Segment] = []
+    for number, (_, _, _, before) in enumerate(kept):
+        after = kept[(number + 1) % len(kept)][1]
+        answer = after.ids[after.supervised.index(True) :][: max(1, max_length - len(before))]
+        marks = (*(False for _ in before), *(True for _ in answer))
+        others.append(Segment((*before, *answer), marks))
+    wanted = [s for (_, c, r, _), other in zip(kept, others, strict=True) for s in (c, r, other)]
+    sums = iter(answer_log_probs(reference, wanted, token_id(tokenizer, PAD)))
+    pairs = [
+        Pair(prompt_id, chosen, rejected, other, next(sums), next(sums), next(sums))
+        for (prompt_id, chosen, rejected, _), other in zip(kept, others, strict=True)
+    ]
+    return pairs, dropped
 
 
-def _margins(
-    model: nn.Module, pairs: Sequence[Pair], beta: float, pad_id: int
-) -> tuple[Tensor, Tensor]:
-    """(sum of losses, margins in nats)"""
+@torch.no_grad()
+def answer_log_probs(model: nn.Module, segments: Sequence[Segment], pad_id: int) -> list[float]:
+    """ln p of each segment's supervised tokens together, in nats and fp32."""
+    model.eval()
     device = next(model.parameters()).device
-    batch = pad_right([p.chosen for p in pairs] + [p.rejected for p in pairs], pad_id)
-    sums = label_log_probs(model, batch.to(device)).sum(dim=1)
-    chosen, rejected = sums[: len(pairs)], sums[len(pairs) :]
-    reference = torch.tensor(
-        [[p.reference_chosen, p.reference_rejected] for p in pairs], device=device
-    )
-    return dpo_sum(chosen, rejected, reference[:, 0], reference[:, 1], beta)
+    values: list[float] = []
+    for several in _within(segments, _TOKENS_AT_ONCE):
+        batch = lay_segments(several, pad_id).to(device)
+        values += batch.sums(label_log_probs(model, batch.tokens)).tolist()
+    return values
 
 
-def _objective(model: nn.Module, pairs: Sequence[Pair], beta: float, pad_id: int) -> Loss:
-    total, values = _margins(model, pairs, beta, pad_id)
-    metrics = {
-        "margin": float(values.detach().sum()),
-        "accuracy": float((values.detach() > 0).sum()),
-    }
-    return Loss(total, metrics)
+def _within(segments: Sequence[Segment], budget: int) -> Iterator[list[Segment]]:
+    several: list[Segment] = []
+    size = 0
+    for segment in segments:
+        if several and size + len(segment.ids) > budget:
+            yield several
+            several, size = [], 0
+        several.append(segment)
+        size += len(segment.ids)
+    if several:
+        yield several
+
+
+def _log_ratios(
+    model: nn.Module, segments: Sequence[Segment], reference: Sequence[float], pad_id: int
+) -> Tensor:
+    """ln p of each answer, less the reference's. [S]"""
+    device = next(model.parameters()).device
+    batch = lay_segments(segments, pad_id).to(device)
+    sums = batch.sums(label_log_probs(model, batch.tokens))
+    return sums - torch.tensor(reference, device=device)
+
+
+def pair_margins(
+    model: nn.Module, pairs: Sequence[Pair], pad_id: int, *, per_token: bool = False
+) -> Tensor:
+    """How much more than the reference the model prefers each chosen answer, in nats, of the whole
+    answer or a token of it. [B]"""
+    segments = [p.chosen for p in pairs] + [p.rejected for p in pairs]
+    reference = [p.reference_chosen for p in pairs] + [p.reference_rejected for p in pairs]
+    ratios = _log_ratios(model, segments, reference, pad_id)
+    if per_token:
+        ratios = ratios / torch.tensor([sum(s.supervised) for s in segments], device=ratios.device)
+    return ratios[: len(pairs)] - ratios[len(pairs) :]
+
+
+def _objective(model: nn.Module, pairs: Sequence[Pair], config: DpoConfig, pad_id: int) -> Loss:
+    if config.loss == "kto":
+        return _kto(model, pairs, config.beta, pad_id)
+    # IPO's authors average over an answer's tokens (so they told trl, whose trainer says it).
+    values = pair_margins(model, pairs, pad_id, per_token=config.loss == "ipo")
+    total = (dpo_sum if config.loss == "dpo" else ipo_sum)(values, config.beta)
+    found = values.detach()
+    return Loss(total, {"margin": found.sum(), "accuracy": (found > 0).sum()})
+
+
+def _kto(model: nn.Module, pairs: Sequence[Pair], beta: float, pad_id: int) -> Loss:
+    """Both sides of each pair as answers of their own; a pair counts once."""
+    segments = [s for p in pairs for s in (p.chosen, p.rejected)]
+    reference = [v for p in pairs for v in (p.reference_chosen, p.reference_rejected)]
+    ratios = _log_ratios(model, segments, reference, pad_id)
+    with torch.no_grad():
+        others = [p.other for p in pairs]
+        kl = _log_ratios(model, others, [p.reference_other for p in pairs], pad_id).mean()
+    desirable = torch.tensor([True, False] * len(pairs), device=ratios.device)
+    found = (ratios[::2] - ratios[1::2]).detach()
+    metrics = {"margin": found.sum(), "accuracy": (found > 0).sum(), "kl": kl * len(pairs)}
+    return Loss(kto_sum(ratios, desirable, kl, beta) / 2, metrics)
 
 
 @torch.no_grad()
 def margins(model: nn.Module, pairs: Sequence[Pair], pad_id: int) -> list[float]:
-    """How much more than the reference the model prefers each chosen answer, in nats."""
+    """The margins of any number of pairs, in evaluation."""
     model.eval()
     values: list[float] = []
     for at in range(0, len(pairs), 16):
-        values += _margins(model, pairs[at : at + 16], 1.0, pad_id)[1].tolist()
+        values += pair_margins(model, pairs[at : at + 16], pad_id).tolist()
     return values
 
 
-def _steps(
-    pairs: Sequence[Pair], batch_pairs: int, seed: int
-) -> Callable[[int, nn.Module], Step[Sequence[Pair]]]:
+def _source(pairs: Sequence[Pair], config: DpoConfig) -> Steps:
     def step_of(step: int, _model: nn.Module) -> Step[Sequence[Pair]]:
-        index = shuffled_epochs(len(pairs), step * batch_pairs, batch_pairs, seed)
-        chosen = [pairs[i] for i in index]
-        num_tokens = sum(len(p.chosen.ids) + len(p.rejected.ids) for p in chosen)
-        return Step([chosen], len(chosen), num_tokens)
+        start = step * config.batch_pairs
+        chosen = [
+            pairs[i] for i in shuffled_epochs(len(pairs), start, config.batch_pairs, config.seed)
+        ]
+        lengths = [len(s.ids) for p in chosen for s in (p.chosen, p.rejected)]
+        micro = [
+            chosen[at : at + config.micro_batch_pairs]
+            for at in range(0, len(chosen), config.micro_batch_pairs)
+        ]
+        return Step([Update(micro, len(chosen))], sum(lengths), sum(n**2 for n in lengths))
 
-    return step_of
+    return Steps(step_of)
 
 
 def _evaluation(

@@ -10,17 +10,30 @@ from finetune.packing import Segment
 from pipeline.core.errors import UserError
 from pipeline.core.identity import HELDOUT_FRACTION, is_heldout, split_id
 from pipeline.core.manifest import Manifest
-from pipeline.core.records import Comparison, Conversation, Message, read_records
+from pipeline.core.records import DEGREE_MARGINS, Comparison, Conversation, Message, read_records
 
 
 @dataclasses.dataclass(frozen=True)
 class RankedPrompt:
-    """One prompt, its K answers, and each labeler's ranks in the order of the answers."""
+    """One prompt, its K answers, and each labeler's ranks in the order of the answers. `margins`:
+    how much better each labeler found the better one of two (0 where they did not say)."""
 
     prompt_id: str
     prompt: tuple[Message, ...]
     answers: tuple[str, ...]
     rankings: tuple[tuple[int, ...], ...]
+    margins: tuple[float, ...]
+
+    def pairs(self, labeler: int) -> list[tuple[int, int]]:
+        """(better, worse) indices as one labeler ranked them. A tie is no pair, and neither are
+        two answers of the same text."""
+        ranks, size = self.rankings[labeler], range(len(self.answers))
+        return [
+            (a, b)
+            for a in size
+            for b in size
+            if ranks[a] < ranks[b] and self.answers[a] != self.answers[b]
+        ]
 
     def majority_pairs(self) -> list[tuple[int, int]]:
         """(better, worse) indices where more labelers say so than say the opposite."""
@@ -86,15 +99,17 @@ def answer_segment(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str)
     return Segment((*before, *after), (*(False for _ in before), *(True for _ in after)))
 
 
-def _ranked(group: Sequence[Comparison]) -> RankedPrompt:
+def _ranked(comparisons: Sequence[Comparison]) -> RankedPrompt:
+    group = sorted(comparisons, key=lambda comparison: comparison.comparison_id)
     answers = sorted(group[0].responses, key=lambda response: response.response_id)
     rankings = [
         tuple(r.rank for r in sorted(c.responses, key=lambda response: response.response_id))
-        for c in sorted(group, key=lambda comparison: comparison.comparison_id)
+        for c in group
     ]
     return RankedPrompt(
         group[0].prompt_id,
         group[0].prompt,
         tuple(response.text for response in answers),
         tuple(rankings),
+        tuple(DEGREE_MARGINS.get(c.degree or "", 0.0) for c in group),
     )

@@ -1,22 +1,25 @@
-"""Llama-shaped models through transformers' classes, and what they need at each position."""
+"""Causal language models through transformers' classes, and what they need at each position."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
-    LlamaForSequenceClassification,
+    PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
-from finetune.losses import token_log_probs
-from finetune.packing import IGNORE, TokenBatch
+from finetune.attention import NAME, segments_of
+from finetune.losses import linear_nll
+from finetune.packing import IGNORE, SegmentBatch, TokenBatch
 from finetune.tokenizer import BOS, PAD, TURN_END, token_id
 from pipeline.core.config import Section
 from pipeline.core.errors import UserError
@@ -73,13 +76,15 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
 
 
-def training_flops_per_token(model: nn.Module, row_length: int) -> float:
-    """6 per parameter that multiplies, and 12 * layers * width * length for attention
-    (Chowdhery et al. 2022, appendix B)."""
+def training_flops(model: nn.Module, num_tokens: int, num_attended: int) -> float:
+    """6 per token and parameter that multiplies, and 12 * layers * width per pair of tokens that
+    attention brings together (Chowdhery et al. 2022, appendix B). `num_attended` is the sum of the
+    squared lengths of the segments: what is packed beside each other does not attend."""
     config = cast(Any, model).config
     embedding = config.vocab_size * config.hidden_size
     parameters = num_parameters(model) - (0 if config.tie_word_embeddings else embedding)
-    return 6 * parameters + 12 * config.num_hidden_layers * config.hidden_size * row_length
+    attention = 12 * config.num_hidden_layers * config.hidden_size * num_attended
+    return 6 * parameters * num_tokens + attention
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -94,43 +99,64 @@ def new_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> LlamaForC
             f" model.num_heads = {config.num_heads}"
         )
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_heads,
-            max_position_embeddings=config.max_length,
-            tie_word_embeddings=True,
-            bos_token_id=token_id(tokenizer, BOS),
-            eos_token_id=token_id(tokenizer, TURN_END),
-            pad_token_id=token_id(tokenizer, PAD),
-            attention_dropout=0.0,
-        )
+    shape = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_heads,
+        max_position_embeddings=config.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=token_id(tokenizer, BOS),
+        eos_token_id=token_id(tokenizer, TURN_END),
+        pad_token_id=token_id(tokenizer, PAD),
+        attention_dropout=0.0,
     )
+    return cast(Any, LlamaForCausalLM)._from_config(shape, attn_implementation=NAME)
 
 
-def load_language_model(folder: str | Path) -> LlamaForCausalLM:
-    quiet()
-    return LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+def load_language_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Any causal language model's checkpoint. Raises UserError for one that is damaged."""
+    return _load(AutoModelForCausalLM, folder, dtype)
 
 
-def load_reward_model(folder: str | Path) -> LlamaForSequenceClassification:
-    quiet()
-    return LlamaForSequenceClassification.from_pretrained(str(folder), dtype=torch.float32)
+def load_reward_model(folder: str | Path) -> PreTrainedModel:
+    """A body under a score head with one output."""
+    return _load(AutoModelForSequenceClassification, folder, torch.float32)
 
 
-def reward_model_from(folder: str | Path) -> LlamaForSequenceClassification:
+def reward_model_from(folder: str | Path) -> PreTrainedModel:
     """A language model's body under a fresh score head that starts at zero: every answer ties."""
     base = load_language_model(folder)
     config = base.config
     config.num_labels = 1
     config.tie_word_embeddings = False
-    model = LlamaForSequenceClassification(config)
-    model.model.load_state_dict(base.model.state_dict())
+    model = cast(Any, AutoModelForSequenceClassification).from_config(
+        config, attn_implementation=NAME
+    )
+    body_of(model).load_state_dict(body_of(base).state_dict())
     nn.init.zeros_(model.score.weight)
+    return model
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def place(model: M, device: torch.device) -> M:
+    """The same model, moved in place."""
+    nn.Module.to(model, device)
+    return model
+
+
+def _load(kind: Any, folder: str | Path, dtype: torch.dtype) -> Any:
+    quiet()
+    model: PreTrainedModel = kind.from_pretrained(
+        str(folder), dtype=dtype, attn_implementation=NAME
+    )
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(f"{folder}: {name} holds NaN or infinite numbers; train it again")
     return model
 
 
@@ -139,34 +165,43 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def body_of(model: nn.Module) -> nn.Module:
+    """The model without its head, whatever transformers calls it."""
+    return getattr(model, cast(Any, model).base_model_prefix)
+
+
 def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """[B, T, D] before the head. No mask and no cache are passed: see finetune/packing.py."""
-    body = cast(Any, model).model
-    return body(
-        input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False
+    """[B, T, D] before the head, no token having seen another segment's."""
+    return body_of(model)(
+        input_ids=batch.ids_BT,
+        position_ids=batch.positions_BT,
+        use_cache=False,
+        **segments_of(batch),
     ).last_hidden_state
 
 
-def supervised_logits(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """(logits [N, V], targets [N]) at the N supervised positions alone: the projection to the
-    vocabulary is the largest multiplication of a small model."""
+def supervised_nll(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+    """-ln p(label) in nats at the N supervised positions alone, in order: the projection to the
+    vocabulary is the largest multiplication of a small model. [N]"""
     wanted = batch.labels_BT != IGNORE
-    logits = cast(Any, model).lm_head(hidden_states(model, batch)[wanted])
-    return logits, batch.labels_BT[wanted]
+    head = cast(Any, model).get_output_embeddings().weight
+    hidden_ND = hidden_states(model, batch)[wanted]
+    return linear_nll(hidden_ND, head, batch.labels_BT[wanted], temperature)
 
 
-def label_log_probs(model: nn.Module, batch: TokenBatch) -> Tensor:
+def label_log_probs(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
     """ln p(label) at each position, 0 where there is none. [B, T]"""
-    wanted = batch.labels_BT != IGNORE
-    logits, targets = supervised_logits(model, batch)
-    values = token_log_probs(logits[None], targets[None])[0]
-    result = torch.zeros(batch.labels_BT.shape, dtype=values.dtype, device=values.device)
-    return result.masked_scatter(wanted, values)
+    values = -supervised_nll(model, batch, temperature)
+    result = values.new_zeros(batch.labels_BT.shape)
+    return result.masked_scatter(batch.labels_BT != IGNORE, values)
 
 
-def end_scores(model: nn.Module, batch: TokenBatch, lengths_B: Tensor) -> Tensor:
-    """The reward model's score at each row's last real token, found by length, never by token id
-    (transformers#35352). [B]"""
-    hidden = hidden_states(model, batch)
-    last = hidden[torch.arange(len(lengths_B), device=hidden.device), lengths_B - 1]
-    return cast(Any, model).score(last).squeeze(-1)
+def token_scores(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """What a body under a score head gives at each position: a value, a reward so far. [B, T]"""
+    return cast(Any, model).score(hidden_states(model, batch)).squeeze(-1).float()
+
+
+def end_scores(model: nn.Module, batch: SegmentBatch) -> Tensor:
+    """The reward model's score at each segment's last token. [S]"""
+    hidden = hidden_states(model, batch.tokens).flatten(0, 1)[batch.ends_S]
+    return cast(Any, model).score(hidden).squeeze(-1).float()

@@ -1,7 +1,7 @@
 """The base model: next-token prediction on the corpus shards, counted in tokens."""
 
+import functools
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,20 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import nn
 
-from finetune.loop import INTERVAL, PEAK, TIMED, WARM_UP, LoopConfig, Loss, Step, train
-from finetune.losses import bits_per_byte, token_nll_sum
+from finetune.data import ShardRows
+from finetune.distributed import gathered
+from finetune.loop import INTERVAL, PEAK, WARM_UP, LoopConfig, Loss, train
+from finetune.losses import bits_per_byte
+from finetune.metrics import TIMED
 from finetune.model import (
     ModelConfig,
     label_log_probs,
     new_model,
     num_parameters,
-    supervised_logits,
+    supervised_nll,
 )
 from finetune.packing import IGNORE, TokenBatch, pack_stream
-from finetune.registry import Registry
+from finetune.stage import Trained, run_stage
 from finetune.tokenizer import (
     PAD,
     SPECIAL_TOKENS,
@@ -31,12 +34,11 @@ from finetune.tokenizer import (
     load_tokenizer,
     token_id,
 )
-from pipeline.core import storage
 from pipeline.core.config import RunConfig, operational
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
+from pipeline.core.manifest import Counts, Manifest
 
-VERSION = 1
+VERSION = 2
 
 
 class PretrainConfig(LoopConfig):
@@ -61,86 +63,42 @@ def run_pretrain(
     run: RunConfig,
 ) -> Manifest:
     """Train from the shards and publish to the registry; `facts` has model_id and the curve."""
-    parents = {"shard": shards, "tokenizer": tokenizer_manifest}
-    identity = {"model": model_config.identity(), **config.identity()}
-    output = StageOutput.of(run.root, "pretrain", VERSION, identity, parents)
-    registry = Registry(run.root)
-    if done := output.finished():
-        return registry.with_model(done)
     if config.row_length > model_config.max_length:
         raise UserError(
             f"pretrain.row_length = {config.row_length} is more than"
             f" model.max_length = {model_config.max_length}"
         )
-    started = time.time()
-    folder = storage.local_path(output.url)
-    tokenizer = load_tokenizer(tokenizer_manifest.url)
-    with output.lock():
-        texts = list(document_texts(shards, "train"))
-        rows = pack_stream(
-            encode_documents(tokenizer, texts), config.row_length, token_id(tokenizer, PAD)
-        )
+
+    def fit(folder: Path) -> Trained:
+        tokenizer = load_tokenizer(tokenizer_manifest.url)
+        rows = ShardRows(
+            shards, tokenizer, config.row_length, config.batch_rows, config.micro_batch_rows,
+            config.seed,
+        )  # fmt: skip
         model = new_model(model_config, tokenizer, config.seed)
         num_steps = -(-config.num_tokens // (config.batch_rows * config.row_length))
+        evaluate = _heldout_evaluation(config, shards, tokenizer, num_steps)
         result = train(
-            "pretrain",
-            model,
-            next_token_objective,
-            batches_of(rows, config.batch_rows, config.micro_batch_rows, config.seed),
-            num_steps,
-            config.row_length,
-            config,
-            folder,
-            _heldout_evaluation(config, shards, tokenizer, num_steps),
+            "pretrain", model, next_token_objective, rows, num_steps, config, folder, evaluate
         )
-        lineage = {"kind": "base", "parents": output.parents, "config": identity}
-        model_id = registry.publish(model.cpu(), tokenizer, lineage)
-    facts = {
-        "model_id": model_id,
-        "num_parameters": num_parameters(model),
-        "num_tokens": num_steps * config.batch_rows * config.row_length,
-        "epochs": num_steps * config.batch_rows / len(rows.ids_BT),
-        "final": {k: v for k, v in result.metrics[-1].items() if k not in TIMED},
-    }
-    files = [describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics))]
-    counts = Counts(len(texts), len(texts))
-    manifest = output.commit(files, counts, started=started, facts=facts)
-    (storage.local_path(output.url) / "checkpoint.pt").unlink(missing_ok=True)
-    return manifest
+        facts = {
+            "num_parameters": num_parameters(model),
+            "num_tokens": num_steps * config.batch_rows * config.row_length,
+            "epochs": rows.epochs,
+            "final": {k: v for k, v in result.metrics[-1].items() if k not in TIMED},
+        }
+        counts = Counts(rows.num_documents, rows.num_documents)
+        return Trained(gathered(model), tokenizer, counts, facts)
+
+    identity = {"model": model_config.identity(), **config.identity()}
+    parents = {"shard": shards, "tokenizer": tokenizer_manifest}
+    again = functools.partial(run_pretrain, config, model_config, shards, tokenizer_manifest, run)
+    return run_stage("base", VERSION, config, identity, parents, run, fit, again)
 
 
 def next_token_objective(model: nn.Module, batch: TokenBatch) -> Loss:
     """Nats summed over the supervised positions."""
-    logits, targets = supervised_logits(model, batch.to(next(model.parameters()).device))
-    return Loss(token_nll_sum(logits, targets))
-
-
-def batches_of(
-    rows: TokenBatch, batch_rows: int, micro_batch_rows: int, seed: int
-) -> Callable[[int, nn.Module], Step[TokenBatch]]:
-    """Step n's rows as a function of (seed, n): each epoch is a fresh shuffle of all rows."""
-
-    def step_of(step: int, _model: nn.Module) -> Step[TokenBatch]:
-        index = shuffled_epochs(len(rows.ids_BT), step * batch_rows, batch_rows, seed)
-        micro_batches = [
-            rows.rows(index[at : at + micro_batch_rows])
-            for at in range(0, batch_rows, micro_batch_rows)
-        ]
-        count = sum(batch.num_supervised for batch in micro_batches)
-        return Step(micro_batches, count, batch_rows * rows.ids_BT.shape[1])
-
-    return step_of
-
-
-def shuffled_epochs(num_items: int, start: int, number: int, seed: int) -> np.ndarray:
-    """Items start .. start + number of an endless sequence of shuffled epochs."""
-    wanted = np.arange(start, start + number)
-    result = np.empty(number, dtype=np.int64)
-    for epoch in np.unique(wanted // num_items):
-        order = np.random.default_rng([seed, int(epoch)]).permutation(num_items)
-        here = wanted // num_items == epoch
-        result[here] = order[wanted[here] % num_items]
-    return result
+    return Loss(supervised_nll(model, batch.to(next(model.parameters()).device)).sum())
 
 
 def token_bytes(tokenizer: Tokenizer) -> torch.Tensor:

@@ -5,125 +5,154 @@ prompts, so in a cross-validation over those prompts it would have seen what it 
 """
 
 import dataclasses
+import functools
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from finetune.data import shuffled_epochs
+from finetune.distributed import gathered
 from finetune.labels import RankedPrompt, answer_segment, ranked_prompts
-from finetune.loop import DECAY, PEAK, LoopConfig, Loss, Step, TrainResult, train
-from finetune.losses import k_wise_ranking_sum
+from finetune.loop import DECAY, PEAK, LoopConfig, Loss, Step, Steps, Update, train
+from finetune.losses import k_wise_ranking_sum, pairwise_margin_sum
 from finetune.model import end_scores, reward_model_from
-from finetune.packing import Segment, pad_right
-from finetune.pretrain import shuffled_epochs
+from finetune.packing import Segment, lay_segments
 from finetune.registry import Registry
+from finetune.stage import Trained, run_stage
 from finetune.tokenizer import PAD, load_tokenizer, token_id
 from pipeline.core import storage
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.identity import unit_interval
-from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
+from pipeline.core.manifest import Counts, Manifest
 
-VERSION = 1
+VERSION = 2
 PAIRS = "crossvalidated-pairs.json"
+_BINS = 10
 
 
 class RewardConfig(LoopConfig):
     """[reward]"""
 
+    loss: Literal["k-wise", "pairwise", "margin"] = Field(
+        "k-wise",
+        description="k-wise: all pairs of a prompt count as one; pairwise: each as one; margin:"
+        " pairwise, and the wider apart the surer the labeler was",
+    )
     learning_rate: float = Field(5e-4, gt=0, description=PEAK)
     weight_decay: float = Field(0.0, ge=0, description=DECAY)
     epochs: float = Field(2.0, gt=0, description="passes over the rankings")
     batch_prompts: int = Field(8, ge=1, description="rankings of one optimizer step")
+    micro_batch_prompts: int = Field(8, ge=1, description="rankings on the device at once")
     max_length: int = Field(256, ge=32, description="tokens of prompt and answer")
     folds: int = Field(5, ge=2, description="of the cross-validation by prompt")
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerSet:
-    """A prompt's K answers, each after the prompt, and each labeler's ranks [L, K]."""
+    """A prompt's K answers, each after the prompt; per labeler with an opinion, the (better,
+    worse) pairs and how much better."""
 
     prompt_id: str
     segments: tuple[Segment, ...]
-    ranks_LK: Tensor
+    pairs: tuple[tuple[tuple[int, int], ...], ...]
+    margins: tuple[float, ...]
     num_chars: tuple[int, ...]
 
 
 def run_reward(config: RewardConfig, base_id: str, labels: Manifest, run: RunConfig) -> Manifest:
     """Cross-validate by prompt, then train on all training prompts and publish.
 
-    `facts` has model_id; crossvalidated-pairs.json holds, for each held-out pair of each fold,
-    whether the model and whether the length alone put the better answer first.
+    `facts` has model_id and the calibration; crossvalidated-pairs.json holds, for each held-out
+    pair of each fold, whether the model and whether the length alone put the better answer first,
+    and how sure the model was of it.
     """
-    parents = {"base": base_id, "labels": labels}
-    output = StageOutput.of(run.root, "reward", VERSION, config.identity(), parents)
-    registry = Registry(run.root)
-    if done := output.finished():
-        return registry.with_model(done)
-    started = time.time()
-    base = registry.verified(base_id)
-    tokenizer = load_tokenizer(base)
-    ranked = ranked_prompts(labels, heldout=False)
-    sets = [s for s in (answer_set(tokenizer, r, config.max_length) for r in ranked) if s]
-    if len(sets) < config.folds:
-        raise UserError(f"{len(sets)} ranked prompts are too few for reward.folds = {config.folds}")
-    folder = storage.local_path(output.url)
-    with output.lock():
+
+    def fit(folder: Path) -> Trained:
+        base = Registry(run.root).verified(base_id)
+        tokenizer = load_tokenizer(base)
+        ranked = ranked_prompts(labels, heldout=False)
+        sets, dropped = answer_sets(tokenizer, ranked, config.max_length)
+        if len(sets) < config.folds:
+            raise UserError(
+                f"{len(sets)} ranked prompts ({dropped or 'none'} left out) are too few for"
+                f" reward.folds = {config.folds}; rank more, or raise reward.max_length"
+            )
         pad_id = token_id(tokenizer, PAD)
         pairs = cross_validate(config, base, sets, pad_id, folder)
-        storage.write_bytes(output.path(PAIRS), json.dumps(pairs).encode())
-        model, result = _fit("reward", config, base, sets, pad_id, folder)
-        lineage = {"kind": "reward", "parents": output.parents, "config": config.identity()}
-        model_id = registry.publish(model.cpu(), tokenizer, lineage)
-    files = [
-        describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics)),
-        describe_file(output.path(PAIRS), PAIRS, len(pairs)),
-    ]
-    dropped = {"too-long": len(ranked) - len(sets)} if len(sets) < len(ranked) else {}
-    counts = Counts(len(ranked), len(sets), dropped)
-    manifest = output.commit(files, counts, started=started, facts={"model_id": model_id})
-    for checkpoint in folder.rglob("checkpoint.pt"):
-        checkpoint.unlink()
-    return manifest
+        storage.write_bytes(str(folder / PAIRS), json.dumps(pairs).encode())
+        model = _fit("reward", config, base, sets, pad_id, folder)
+        counts = Counts(len(ranked), len(sets), dropped)
+        facts = {"calibration": calibration([pair["probability"] for pair in pairs])}
+        return Trained(gathered(model), tokenizer, counts, facts, {PAIRS: len(pairs)})
+
+    again = functools.partial(run_reward, config, base_id, labels, run)
+    parents = {"base": base_id, "labels": labels}
+    return run_stage("reward", VERSION, config, config.identity(), parents, run, fit, again)
 
 
-def answer_set(tokenizer: Tokenizer, ranked: RankedPrompt, max_length: int) -> AnswerSet | None:
-    """The prompt's answers as rows; None if one is longer than `max_length` tokens."""
-    segments = [answer_segment(tokenizer, ranked.prompt, answer) for answer in ranked.answers]
-    if max(len(segment.ids) for segment in segments) > max_length:
-        return None
-    return AnswerSet(
-        ranked.prompt_id,
-        tuple(segments),
-        torch.tensor(ranked.rankings),
-        tuple(len(answer) for answer in ranked.answers),
-    )
+def answer_sets(
+    tokenizer: Tokenizer, ranked: Sequence[RankedPrompt], max_length: int
+) -> tuple[list[AnswerSet], dict[str, int]]:
+    """The prompts with their answers as segments, and how many were left out, by reason: an answer
+    is too long, or nobody found any answer better than another."""
+    sets: list[AnswerSet] = []
+    dropped: dict[str, int] = {}
+    for prompt in ranked:
+        segments = [answer_segment(tokenizer, prompt.prompt, answer) for answer in prompt.answers]
+        opinions = [prompt.pairs(labeler) for labeler in range(len(prompt.rankings))]
+        reason = "too-long" * (
+            max(len(segment.ids) for segment in segments) > max_length
+        ) or "all-tied" * (not any(opinions))
+        if reason:
+            dropped[reason] = dropped.get(reason, 0) + 1
+            continue
+        sets.append(
+            AnswerSet(
+                prompt.prompt_id,
+                tuple(segments),
+                tuple(tuple(pairs) for pairs in opinions if pairs),
+                tuple(m for m, pairs in zip(prompt.margins, opinions, strict=True) if pairs),
+                tuple(len(answer) for answer in prompt.answers),
+            )
+        )
+    return sets, dropped
 
 
 def score_answers(model: nn.Module, sets: Sequence[AnswerSet], pad_id: int) -> list[Tensor]:
     """The scores of each prompt's K answers, all read in one batch."""
     segments = [segment for answers in sets for segment in answers.segments]
-    lengths = torch.tensor([len(segment.ids) for segment in segments])
-    device = next(model.parameters()).device
-    scores = end_scores(model, pad_right(segments, pad_id).to(device), lengths.to(device))
+    scores = end_scores(model, lay_segments(segments, pad_id).to(next(model.parameters()).device))
     return list(scores.split([len(answers.segments) for answers in sets]))
 
 
-def ranking_objective(model: nn.Module, sets: Sequence[AnswerSet], pad_id: int) -> Loss:
-    """The K-wise loss of each prompt, the mean over its labelers, summed over prompts."""
-    losses = [
-        torch.stack(
-            [k_wise_ranking_sum(scores, ranks.to(scores.device))[0] for ranks in s.ranks_LK]
-        )
-        for scores, s in zip(score_answers(model, sets, pad_id), sets, strict=True)
-    ]
-    return Loss(torch.stack([per_labeler.mean() for per_labeler in losses]).sum())
+def ranking_objective(
+    model: nn.Module, sets: Sequence[AnswerSet], pad_id: int, loss: str = "k-wise"
+) -> Loss:
+    """The loss of each prompt, the mean over its labelers, summed over prompts (k-wise); or of each
+    labeler's pairs, summed (pairwise)."""
+    losses: list[Tensor] = []
+    for scores, answers in zip(score_answers(model, sets, pad_id), sets, strict=True):
+        of_labelers: list[Tensor] = []
+        for pairs, margin in zip(answers.pairs, answers.margins, strict=True):
+            better, worse = (torch.tensor(side) for side in zip(*pairs, strict=True))
+            if loss == "k-wise":
+                mask = torch.zeros(len(scores), len(scores), dtype=torch.bool)
+                mask[better, worse] = True
+                of_labelers.append(k_wise_ranking_sum(scores, mask.to(scores.device)))
+            else:
+                wanted = torch.full((len(pairs),), margin * (loss == "margin"))
+                gaps = wanted.to(scores.device)
+                of_labelers.append(pairwise_margin_sum(scores[better], scores[worse], gaps))
+        every = torch.stack(of_labelers)
+        losses.append(every.mean() if loss == "k-wise" else every.sum())
+    return Loss(torch.stack(losses).sum())
 
 
 def cross_validate(
@@ -135,12 +164,30 @@ def cross_validate(
     for fold in range(config.folds):
         inside = [s for s, number in zip(sets, fold_of, strict=True) if number != fold]
         outside = [s for s, number in zip(sets, fold_of, strict=True) if number == fold]
+        if not (inside and outside):
+            continue
         label = f"reward fold {fold + 1}/{config.folds}"
-        model, _ = _fit(label, config, base, inside, pad_id, folder / f"fold-{fold}")
+        model = _fit(label, config, base, inside, pad_id, folder / f"fold-{fold}")
         longer_wins = _longer_wins(inside)
         for answers in outside:
             pairs += _judge(model, answers, pad_id, fold, longer_wins)
     return pairs
+
+
+def calibration(probabilities: Sequence[float]) -> dict[str, Any]:
+    """How often the model was right when it was so sure: per tenth of confidence in the answer it
+    put first, (mean confidence, share right, pairs); and the expected error, the mean gap weighted
+    by pairs (Guo et al. 2017). `probabilities` are those it gave to the better answer."""
+    bins: list[list[tuple[float, float]]] = [[] for _ in range(_BINS)]
+    for p in probabilities:
+        sure = max(p, 1 - p)
+        right = 0.5 if p == 0.5 else float(p > 0.5)
+        bins[min(int((sure - 0.5) * 2 * _BINS), _BINS - 1)].append((sure, right))
+    rows = [
+        (sum(s for s, _ in b) / len(b), sum(r for _, r in b) / len(b), len(b)) for b in bins if b
+    ]
+    error = sum(abs(s - r) * n for s, r, n in rows) / max(1, len(probabilities))
+    return {"bins": [[round(s, 5), round(r, 5), n] for s, r, n in rows], "error": round(error, 5)}
 
 
 def _fit(
@@ -150,32 +197,29 @@ def _fit(
     sets: Sequence[AnswerSet],
     pad_id: int,
     folder: Path,
-) -> tuple[Any, TrainResult]:
+) -> Any:
     model = reward_model_from(base)
     num_steps = max(1, round(config.epochs * len(sets) / config.batch_prompts))
-    result = train(
-        label,
-        model,
-        lambda m, chosen: ranking_objective(m, chosen, pad_id),
-        _steps(sets, config.batch_prompts, config.seed),
-        num_steps,
-        max(len(segment.ids) for s in sets for segment in s.segments),
-        config,
-        folder,
-    )
-    return model, result
+    objective = functools.partial(ranking_objective, pad_id=pad_id, loss=config.loss)
+    train(label, model, objective, _source(sets, config), num_steps, config, folder)
+    return model
 
 
-def _steps(
-    sets: Sequence[AnswerSet], batch_prompts: int, seed: int
-) -> Callable[[int, nn.Module], Step[Sequence[AnswerSet]]]:
+def _source(sets: Sequence[AnswerSet], config: RewardConfig) -> Steps:
     def step_of(step: int, _model: nn.Module) -> Step[Sequence[AnswerSet]]:
-        index = shuffled_epochs(len(sets), step * batch_prompts, batch_prompts, seed)
+        start = step * config.batch_prompts
+        index = shuffled_epochs(len(sets), start, config.batch_prompts, config.seed)
         chosen = [sets[i] for i in index]
-        num_tokens = sum(len(segment.ids) for s in chosen for segment in s.segments)
-        return Step([chosen], len(chosen), num_tokens)
+        micro = [
+            chosen[at : at + config.micro_batch_prompts]
+            for at in range(0, len(chosen), config.micro_batch_prompts)
+        ]
+        pairs = sum(len(pairs) for s in chosen for pairs in s.pairs)
+        count = len(chosen) if config.loss == "k-wise" else pairs
+        lengths = [len(segment.ids) for s in chosen for segment in s.segments]
+        return Step([Update(micro, count)], sum(lengths), sum(n**2 for n in lengths))
 
-    return step_of
+    return Steps(step_of)
 
 
 @torch.no_grad()
@@ -191,12 +235,11 @@ def _judge(
             "prompt_id": answers.prompt_id,
             "fold": fold,
             "model": _right(scores[a] - scores[b]),
+            "probability": round(float(torch.sigmoid(torch.tensor(scores[a] - scores[b]))), 6),
             "length": _right(lengths[a] - lengths[b]),
         }
-        for ranks in answers.ranks_LK.tolist()
-        for a in range(len(ranks))
-        for b in range(len(ranks))
-        if ranks[a] < ranks[b]
+        for pairs in answers.pairs
+        for a, b in pairs
     ]
 
 
@@ -209,9 +252,7 @@ def _longer_wins(sets: Sequence[AnswerSet]) -> bool:
     votes = sum(
         (s.num_chars[a] > s.num_chars[b]) - (s.num_chars[a] < s.num_chars[b])
         for s in sets
-        for ranks in s.ranks_LK.tolist()
-        for a in range(len(ranks))
-        for b in range(len(ranks))
-        if ranks[a] < ranks[b]
+        for pairs in s.pairs
+        for a, b in pairs
     )
     return votes >= 0

@@ -1,27 +1,31 @@
 """Supervised finetuning: the base model learns to answer, from what people wrote."""
 
-import time
+import functools
 from collections.abc import Callable
+from pathlib import Path
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from finetune.adapter import AdapterConfig, merged, with_adapter
+from finetune.data import batches_of
+from finetune.distributed import gathered
 from finetune.labels import chat_segment, conversations
-from finetune.loop import DECAY, PEAK, LoopConfig, train
+from finetune.loop import DECAY, PEAK, train
 from finetune.model import load_language_model
 from finetune.packing import TokenBatch, pack_best_fit
-from finetune.pretrain import batches_of, next_token_objective, rows_bits_per_byte, token_bytes
+from finetune.pretrain import next_token_objective, rows_bits_per_byte, token_bytes
 from finetune.registry import Registry
+from finetune.stage import Trained, run_stage
 from finetune.tokenizer import PAD, load_tokenizer, token_id
-from pipeline.core import storage
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
-from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
+from pipeline.core.manifest import Counts, Manifest
 
-VERSION = 1
+VERSION = 2
 
 
-class SftConfig(LoopConfig):
+class SftConfig(AdapterConfig):
     """[sft]"""
 
     learning_rate: float = Field(1e-3, gt=0, description=PEAK)
@@ -34,45 +38,44 @@ class SftConfig(LoopConfig):
 
 def run_sft(config: SftConfig, base_id: str, labels: Manifest, run: RunConfig) -> Manifest:
     """Train on the assistant's turns alone; `facts` has model_id and what was left out."""
-    parents = {"base": base_id, "labels": labels}
-    output = StageOutput.of(run.root, "sft", VERSION, config.identity(), parents)
-    registry = Registry(run.root)
-    if done := output.finished():
-        return registry.with_model(done)
-    started = time.time()
-    tokenizer = load_tokenizer(registry.verified(base_id))
-    pad_id = token_id(tokenizer, PAD)
-    written = conversations(labels, heldout=False)
-    segments = [chat_segment(tokenizer, c.messages) for c in written]
-    rows, num_oversize = pack_best_fit(segments, config.row_length, pad_id)
-    if num_oversize == len(segments):
-        raise UserError(f"all conversations are longer than sft.row_length = {config.row_length}")
-    with output.lock():
-        model = load_language_model(registry.verified(base_id))
+
+    def fit(folder: Path) -> Trained:
+        base = Registry(run.root).verified(base_id)
+        tokenizer = load_tokenizer(base)
+        pad_id = token_id(tokenizer, PAD)
+        sides = {
+            heldout: [
+                chat_segment(tokenizer, c.messages) for c in conversations(labels, heldout=heldout)
+            ]
+            for heldout in (False, True)
+        }
+        rows, num_oversize = pack_best_fit(sides[False], config.row_length, pad_id)
+        if num_oversize == len(sides[False]):
+            raise UserError(
+                f"all conversations are longer than sft.row_length = {config.row_length}"
+            )
+        model = load_language_model(base)
+        adapted = with_adapter(model, config)
         num_steps = max(1, round(config.epochs * len(rows.ids_BT) / config.batch_rows))
-        held_out = [
-            chat_segment(tokenizer, c.messages) for c in conversations(labels, heldout=True)
-        ]
-        held_out_rows, _ = pack_best_fit(held_out, config.row_length, pad_id)
-        result = train(
+        held_out, _ = pack_best_fit(sides[True], config.row_length, pad_id)
+        train(
             "sft",
             model,
             next_token_objective,
             batches_of(rows, config.batch_rows, config.micro_batch_rows, config.seed),
             num_steps,
-            config.row_length,
             config,
-            storage.local_path(output.url),
-            _evaluation(held_out_rows, token_bytes(tokenizer), num_steps),
+            folder,
+            _evaluation(held_out, token_bytes(tokenizer), num_steps),
         )
-        lineage = {"kind": "sft", "parents": output.parents, "config": config.identity()}
-        model_id = registry.publish(model.cpu(), tokenizer, lineage)
-    files = [describe_file(output.path("metrics.jsonl"), "metrics.jsonl", len(result.metrics))]
-    dropped = {"longer-than-a-row": num_oversize} if num_oversize else {}
-    counts = Counts(len(segments), len(segments) - num_oversize, dropped)
-    manifest = output.commit(files, counts, started=started, facts={"model_id": model_id})
-    (storage.local_path(output.url) / "checkpoint.pt").unlink(missing_ok=True)
-    return manifest
+        model = gathered(model) if adapted is None else merged(adapted, folder / "adapter")
+        num_read = len(sides[False])
+        dropped = {"longer-than-a-row": num_oversize} if num_oversize else {}
+        return Trained(model, tokenizer, Counts(num_read, num_read - num_oversize, dropped))
+
+    again = functools.partial(run_sft, config, base_id, labels, run)
+    parents = {"base": base_id, "labels": labels}
+    return run_stage("sft", VERSION, config, config.identity(), parents, run, fit, again)
 
 
 def _evaluation(

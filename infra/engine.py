@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from eval.model import plain_prompt
 from finetune.chat import encode_prompt
@@ -184,7 +184,7 @@ class ServedModel:
     def __init__(
         self,
         identity: str,
-        model: LlamaForCausalLM,
+        model: PreTrainedModel,
         tokenizer: Tokenizer,
         chat: bool,
         queue_limit: int,

@@ -9,10 +9,10 @@ from eval.results import read_results
 from eval.run import COMPARISONS, CONVERSATIONS, SAMPLES
 from eval.stats import Interval, mean_interval, paired_difference
 from eval.tasks import held_out_answers
-from finetune.grpo import REWARDS
 from finetune.pretrain import read_metrics
 from finetune.registry import Registry
 from finetune.reward import PAIRS
+from finetune.rollouts import REWARDS
 from infra.base import Base, run_base
 from infra.corpus import Corpus, run_corpus
 from infra.pictures import Series

@@ -36,6 +36,8 @@ SECTIONS = {
     "sft": "finetune.sft:SftConfig",
     "reward": "finetune.reward:RewardConfig",
     "dpo": "finetune.dpo:DpoConfig",
+    "ppo": "finetune.ppo:PpoConfig",
+    "rejection": "finetune.rejection:RejectionConfig",
     "grpo": "finetune.grpo:GrpoConfig",
     "evaluate": "eval.run:EvaluateConfig",
     "win_rate": "eval.win_rate:WinRateConfig",

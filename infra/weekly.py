@@ -20,7 +20,9 @@ from eval.run import EvaluateConfig, run_evaluate
 from eval.win_rate import WinRateConfig, run_win_rate
 from finetune.dpo import DpoConfig, run_dpo
 from finetune.grpo import GrpoConfig, run_grpo
+from finetune.ppo import PpoConfig, run_ppo
 from finetune.registry import HISTORY, Registry
+from finetune.rejection import RejectionConfig, run_rejection
 from finetune.reward import RewardConfig, run_reward
 from finetune.sft import SftConfig, run_sft
 from infra.base import finished_base
@@ -37,7 +39,7 @@ class WeeklyConfig(Section):
     """[weekly]: which road's model challenges the champion. Fixed beforehand: choosing the best
     of three on the gate's own questions would be choosing noise."""
 
-    challenger: Literal["sft", "dpo", "grpo"] = Field(
+    challenger: Literal["sft", "rejection", "dpo", "ppo", "grpo"] = Field(
         "grpo", description="which model meets the champion"
     )
 
@@ -99,7 +101,15 @@ def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) ->
     dpo = run_dpo(config.section("dpo", DpoConfig), sft_id, labels, run)
     grpo = run_grpo(config.section("grpo", GrpoConfig), sft_id, reward_id, labels, run)
     road = config.section("weekly", WeeklyConfig).challenger
-    candidate = {"sft": sft, "dpo": dpo, "grpo": grpo}[road].facts["model_id"]
+    if road == "ppo":
+        chosen = run_ppo(config.section("ppo", PpoConfig), sft_id, reward_id, labels, run)
+    elif road == "rejection":
+        section = config.section("rejection", RejectionConfig)
+        best = run_rejection(section, sft_id, reward_id, labels, run)
+        chosen = run_sft(config.section("sft", SftConfig), base_id, best, run)
+    else:
+        chosen = {"sft": sft, "dpo": dpo, "grpo": grpo}[road]
+    candidate = chosen.facts["model_id"]
     champion_id = _opponent(registry, candidate)
     evaluate = config.section("evaluate", EvaluateConfig)
     base_scores, sft_scores, champion, challenger = (
@@ -143,10 +153,12 @@ def _labels_of(registry: Registry, candidate: str) -> str:
 
 
 def _snapshot(root: str, digest: str) -> Manifest:
-    """The label snapshot with this content; raises WouldRun if it is gone."""
-    for path in sorted((storage.local_path(root) / "labels").glob("*/manifest.json")):
-        if (found := read_manifest(str(path.parent))).content_hash == digest:
-            return found
+    """The label snapshot with this content, or the one behind the sampled answers that have it;
+    raises WouldRun if it is gone."""
+    for stage in ("rejection", "labels"):
+        for path in sorted((storage.local_path(root) / stage).glob("*/manifest.json")):
+            if (found := read_manifest(str(path.parent))).content_hash == digest:
+                return found if stage == "labels" else _snapshot(root, found.parents["labels"])
     raise WouldRun("labels", storage.join(root, "labels"))
 
 

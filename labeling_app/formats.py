@@ -29,13 +29,18 @@ from labeling_app.store import Store
 from pipeline.core import storage
 from pipeline.core.errors import UserError
 from pipeline.core.identity import HELDOUT_FRACTION, is_heldout, split_id
-from pipeline.core.records import Comparison, Conversation, Message, schema_of, to_table
+from pipeline.core.records import (
+    DEGREE_MARGINS,
+    Comparison,
+    Conversation,
+    Message,
+    schema_of,
+    to_table,
+)
 
 VERSION = 1
 FORMATS = ("records", "trl", "llama-factory")
 SPLITS = ("train", "heldout")
-# Llama 2's margins by degree of preference (Touvron et al. 2023, table 27, "margin small").
-MARGINS = {"significantly": 1.0, "clearly": 2 / 3, "slightly": 1 / 3, "negligibly": 0.0}
 _BATCH = 500
 MANIFEST = "labels-manifest.json"  # manifest.json is a stage's
 _DATASET_INFO = "llama-factory/dataset_info.json"
@@ -133,7 +138,7 @@ def preference_rows(comparison: Comparison) -> Iterator[Row]:
     that of the degree where two were compared, else the share of ranks between them."""
     spread = max(len(comparison.responses) - 1, 1)
     for better, worse in comparison.pairs():
-        margin = MARGINS.get(comparison.degree or "", (worse.rank - better.rank) / spread)
+        margin = DEGREE_MARGINS.get(comparison.degree or "", (worse.rank - better.rank) / spread)
         yield {
             "prompt": _chat(comparison.prompt),
             "chosen": [{"role": "assistant", "content": better.text}],

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pipeline.core.config import RunConfig
@@ -16,6 +17,9 @@ from pipeline.core.config import RunConfig
 REPOSITORY = Path(__file__).resolve().parents[1]
 # A job in the background is started deaf to Ctrl-C, and so would be every process of a test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# No test is timed: a busy machine is not a defect.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -181,6 +181,10 @@ class RankedResponse:
     flags: tuple[str, ...] = ()
 
 
+# How much better the better of two answers is (Touvron et al. 2023, table 27, "margin small").
+DEGREE_MARGINS = {"significantly": 1.0, "clearly": 2 / 3, "slightly": 1 / 3, "negligibly": 0.0}
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """One person's ranking of K answers to one prompt, as it was shown.

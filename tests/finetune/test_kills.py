@@ -7,6 +7,7 @@ import pytest
 from finetune.dpo import DpoConfig, run_dpo
 from finetune.grpo import GrpoConfig, run_grpo
 from finetune.loop import LoopConfig
+from finetune.ppo import PpoConfig, run_ppo
 from finetune.registry import Registry
 from finetune.reward import RewardConfig, run_reward
 from finetune.sft import SftConfig, run_sft
@@ -18,12 +19,15 @@ DPO = DpoConfig(epochs=12, batch_pairs=8, checkpoint_every=7)
 GRPO = GrpoConfig(
     steps=40, batch_prompts=2, group_size=4, max_new_tokens=12, best_of=2, checkpoint_every=7
 )
+PPO = PpoConfig(
+    steps=40, batch_prompts=6, updates=2, max_new_tokens=12, best_of=2, checkpoint_every=7
+)
 WORKER = """
 import sys, torch
 torch.set_num_threads(1)
 from pipeline.core.config import RunConfig
 from pipeline.core.manifest import read_manifest
-import finetune.sft, finetune.reward, finetune.dpo, finetune.grpo
+import finetune.sft, finetune.reward, finetune.dpo, finetune.grpo, finetune.ppo
 stage, config, root, labels, *models = sys.argv[1:]
 module = getattr(finetune, stage)
 kind = getattr(module, stage.capitalize() + "Config")
@@ -40,6 +44,7 @@ getattr(module, "run_" + stage)(
         pytest.param("reward", REWARD, run_reward, marks=pytest.mark.long),
         pytest.param("dpo", DPO, run_dpo, marks=pytest.mark.long),
         pytest.param("grpo", GRPO, run_grpo, marks=pytest.mark.long),
+        ("ppo", PPO, run_ppo),
     ],
 )
 def test_a_killed_stage_goes_on_to_the_same_model(
@@ -54,14 +59,14 @@ def test_a_killed_stage_goes_on_to_the_same_model(
     tmp_path,
 ) -> None:
     models = [base_id]
-    if stage == "grpo":
+    if stage in ("grpo", "ppo"):
         short = RewardConfig(epochs=1, folds=2)
         models = [base_id, run_reward(short, base_id, labels, run).facts["model_id"]]
     folder = Path(run.root) / stage
     kill_when(
         ["-c", WORKER, stage, config.model_dump_json(), run.root, labels.url, *models],
         lambda: any(
-            len(p.read_text().splitlines()) > 16 and (p.parent / "checkpoint.pt").exists()
+            len(p.read_text().splitlines()) > 16 and list(p.parent.glob("checkpoint-*.json"))
             for p in folder.rglob("metrics.jsonl")
         ),
     )

@@ -1,18 +1,24 @@
 """The loop: accumulation, resume after kill -9, and stopping on NaN."""
 
-import io
 import json
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
-from finetune.checkpoint import load_checkpoint, save_checkpoint
-from finetune.loop import LoopConfig, NotFiniteError, Step, learning_rate, new_optimizer, train
+from finetune.data import batches_of
+from finetune.loop import (
+    LoopConfig,
+    NotFiniteError,
+    Step,
+    Steps,
+    learning_rate,
+    new_optimizer,
+    train,
+)
 from finetune.model import ModelConfig, new_model
 from finetune.packing import pack_stream
-from finetune.pretrain import PretrainConfig, batches_of, next_token_objective, run_pretrain
+from finetune.pretrain import PretrainConfig, next_token_objective, run_pretrain
 from finetune.registry import Registry
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
@@ -42,10 +48,10 @@ def _rows():
 
 
 def _gradients(model, micro_batch_rows: int) -> list[torch.Tensor]:
-    step = batches_of(_rows(), 8, micro_batch_rows, seed=1)(0, model)
+    update = batches_of(_rows(), 8, micro_batch_rows, seed=1).step_of(0, model).updates[0]
     model.zero_grad()
-    for micro_batch in step.micro_batches:
-        (next_token_objective(model, micro_batch).total / step.count).backward()
+    for micro_batch in update.micro_batches:
+        (next_token_objective(model, micro_batch).total / update.count).backward()
     return [p.grad.clone() for p in model.parameters()]
 
 
@@ -71,8 +77,8 @@ def test_gains_do_not_decay(model) -> None:
 def test_a_run_cut_in_two_ends_in_the_same_bits(tokenizer, tmp_path: Path) -> None:
     def go(folder: Path, steps: int):
         model = new_model(TINY, tokenizer, seed=3)
-        step_of = batches_of(_rows(), 4, 2, seed=1)
-        result = train("t", model, next_token_objective, step_of, steps, 16, CONFIG, folder)
+        source = batches_of(_rows(), 4, 2, seed=1)
+        result = train("t", model, next_token_objective, source, steps, CONFIG, folder)
         return model, result
 
     whole, whole_result = go(tmp_path / "whole", 7)
@@ -82,10 +88,10 @@ def test_a_run_cut_in_two_ends_in_the_same_bits(tokenizer, tmp_path: Path) -> No
     def dies_at_step_5(step: int, current):
         if step == 5:
             raise KeyboardInterrupt
-        return batches_of(_rows(), 4, 2, seed=1)(step, current)
+        return batches_of(_rows(), 4, 2, seed=1).step_of(step, current)
 
     with pytest.raises(KeyboardInterrupt):
-        train("t", model, next_token_objective, dies_at_step_5, 7, 16, CONFIG, folder)
+        train("t", model, next_token_objective, Steps(dies_at_step_5), 7, CONFIG, folder)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # as a kill leaves it
     resumed, result = go(folder, 7)
@@ -131,42 +137,8 @@ def test_nan_stops_the_run_and_keeps_the_batch(model, tmp_path: Path) -> None:
     with torch.no_grad():
         model.lm_head.weight[5, 0] = float("nan")
     with pytest.raises(NotFiniteError, match=r"not-finite\.pt"):
-        train(
-            "t", model, next_token_objective, batches_of(_rows(), 4, 4, 0), 2, 16, CONFIG, tmp_path
-        )
+        train("t", model, next_token_objective, batches_of(_rows(), 4, 4, 0), 2, CONFIG, tmp_path)
     assert isinstance(torch.load(tmp_path / "not-finite.pt", weights_only=False), Step)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: b"half",
-        lambda data: b"",
-        lambda data: b"\0" * 100,
-        lambda data: data[: len(data) // 2],
-        lambda data: data[:-1],
-        lambda data: bytes(len(data)),
-        lambda data: pickle.dumps(Path("x"), protocol=2),
-        lambda data: data[: len(data) // 2] + b"flip" + data[len(data) // 2 + 4 :],
-        lambda data: _saved([1, 2]),
-        lambda data: _saved({"model": {}, "optimizer": {}, "step": 1}),
-        lambda data: _saved({"model": 1, "optimizer": 2, "step": 1}),
-    ],
-)
-def test_a_damaged_checkpoint_is_named_in_one_line(model, tmp_path: Path, damage) -> None:
-    path = tmp_path / "checkpoint.pt"
-    optimizer = new_optimizer(model, CONFIG)
-    save_checkpoint(path, model, optimizer, 3)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=r"checkpoint\.pt is not a checkpoint.*delete it") as caught:
-        load_checkpoint(path, model, optimizer)
-    assert "\n" not in str(caught.value)
-
-
-def _saved(state: object) -> bytes:
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
 
 
 def test_rows_longer_than_the_model_can_tell_apart_are_refused(

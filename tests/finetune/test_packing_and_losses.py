@@ -6,19 +6,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.data import shuffled_epochs
 from finetune.losses import (
     bits_per_byte,
     dpo_sum,
     group_advantages,
     grpo_sum,
+    ipo_sum,
     k_wise_ranking_sum,
     kl_estimate,
+    kto_sum,
+    pairwise_margin_sum,
 )
 from finetune.model import end_scores, label_log_probs, reward_model_from
-from finetune.packing import IGNORE, Segment, pack_best_fit, pack_stream, pad_right
-from finetune.pretrain import shuffled_epochs
+from finetune.packing import IGNORE, Segment, lay_segments, pack_best_fit, pack_stream, pad_right
 
 PAD_ID = 2
+FIRST_IS_BETTER = torch.tensor([[False, True], [False, False]])
 
 
 def _segment(ids: list[int]) -> Segment:
@@ -90,8 +94,9 @@ def test_bits_per_byte_of_a_fair_coin_per_byte_is_one() -> None:
 
 def test_k_wise_at_two_answers_is_the_pairwise_loss() -> None:
     scores = torch.tensor([0.3, -0.4])
-    loss, pairs = k_wise_ranking_sum(scores, torch.tensor([1, 2]))
-    assert pairs == 1
+    loss = k_wise_ranking_sum(scores, FIRST_IS_BETTER)
+    pairwise = pairwise_margin_sum(scores[:1], scores[1:], torch.zeros(1))
+    assert float(loss) == pytest.approx(float(pairwise), rel=1e-6)
     assert float(loss) == pytest.approx(-math.log(1 / (1 + math.exp(-0.7))), rel=1e-6)
 
 
@@ -103,11 +108,11 @@ def test_k_wise_equals_brute_force_and_a_tie_gives_no_pair() -> None:
         for b in range(4)
         if ranks[a] < ranks[b]
     ]
-    loss, pairs = k_wise_ranking_sum(scores, ranks)
-    assert pairs == len(expected) == 5
+    better = ranks[:, None] < ranks[None, :]
+    assert int(better.sum()) == len(expected) == 5
+    loss = k_wise_ranking_sum(scores, better)
     assert float(loss) == pytest.approx(sum(expected) / 5, rel=1e-5)
-    nothing, none = k_wise_ranking_sum(scores, torch.ones(4))
-    assert (float(nothing), none) == (0.0, 0)
+    assert float(k_wise_ranking_sum(scores, torch.zeros(4, 4, dtype=torch.bool))) == 0.0
 
 
 def test_k_wise_recovers_known_bradley_terry_scores() -> None:
@@ -124,7 +129,7 @@ def test_k_wise_recovers_known_bradley_terry_scores() -> None:
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = sum(
-            wins[a, b] * k_wise_ranking_sum(scores[[a, b]], torch.tensor([1, 2]))[0]
+            wins[a, b] * k_wise_ranking_sum(scores[[a, b]], FIRST_IS_BETTER)
             for a in range(4)
             for b in range(4)
         )
@@ -135,19 +140,35 @@ def test_k_wise_recovers_known_bradley_terry_scores() -> None:
     torch.testing.assert_close(scores.detach() - scores.detach().mean(), truth, atol=0.06, rtol=0)
 
 
-def test_dpo_starts_at_ln_2_with_no_margin() -> None:
-    values = torch.tensor([-3.0, -9.0])
-    loss, margins = dpo_sum(values, values - 1, values, values - 1, beta=0.1)
-    assert float(loss / 2) == pytest.approx(math.log(2))
-    assert margins.tolist() == [0, 0]
+def test_dpo_starts_at_ln_2_and_ipo_at_a_quarter_over_beta_squared() -> None:
+    margins = torch.zeros(2)
+    assert float(dpo_sum(margins, beta=0.1) / 2) == pytest.approx(math.log(2))
+    assert float(ipo_sum(margins, beta=0.1) / 2) == pytest.approx(1 / (4 * 0.1**2))
+
+
+def test_kto_by_hand() -> None:
+    ratios, desirable = torch.tensor([0.5, 0.5]), torch.tensor([True, False])
+    sigmoid = 1 / (1 + math.exp(-0.1 * (0.5 - 0.2)))
+    expected = (1 - sigmoid) + sigmoid  # 1 - sigmoid(-x) = sigmoid(x)
+    assert float(kto_sum(ratios, desirable, torch.tensor(0.2), 0.1)) == pytest.approx(expected)
+    alone = float(kto_sum(ratios[:1], desirable[:1], torch.tensor(0.2), 0.1))
+    assert alone == pytest.approx(1 - sigmoid)
+    below = float(kto_sum(ratios[:1], desirable[:1], torch.tensor(-3.0), 0.1))  # no KL below 0
+    assert below == pytest.approx(1 - 1 / (1 + math.exp(-0.05)))
+
+
+def test_a_margin_asks_the_scores_to_lie_further_apart() -> None:
+    gap = pairwise_margin_sum(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]))
+    assert float(gap) == pytest.approx(math.log(2))
 
 
 def test_grpo_with_one_update_is_the_plain_policy_gradient_and_kl_starts_at_zero() -> None:
     log_probs = torch.tensor([[-1.0, -2.0, 0.0]], requires_grad=True)
     fixed = log_probs.detach()
     mask = torch.tensor([[1.0, 1.0, 0.0]])
-    loss = grpo_sum(log_probs, fixed, fixed, torch.tensor([0.7]), mask, 0.2, 0.1)
+    loss, clipped = grpo_sum(log_probs, fixed, fixed, torch.tensor([[0.7]]), mask, 0.2, 0.1)
     loss.backward()
+    assert float(clipped) == 0
     assert float(kl_estimate(fixed, fixed).abs().sum()) == 0
     torch.testing.assert_close(log_probs.grad, torch.tensor([[-0.7, -0.7, 0.0]]))
 
@@ -171,18 +192,34 @@ def test_the_reward_is_read_at_the_last_real_token_as_transformers_reads_it(run,
     model = reward_model_from(Registry(run.root).folder(base_id)).eval()
     torch.nn.init.normal_(model.score.weight)
     model.config.pad_token_id = PAD_ID
-    batch = pad_right([_segment([70, 71, 72]), _segment(list(range(70, 80)))], PAD_ID)
-    ours = end_scores(model, batch, torch.tensor([3, 10]))
+    segments = [_segment([70, 71, 72]), _segment(list(range(70, 80)))]
+    ours = end_scores(model, lay_segments(segments, PAD_ID))
+    batch = pad_right(segments, PAD_ID)
     theirs = model(input_ids=batch.ids_BT, use_cache=False).logits[:, 0]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert ours[0] != ours[1]
-    for row, length in ((0, 3), (1, 10)):  # and is the same with the padding on the other side
-        alone = end_scores(
-            model,
-            pad_right([_segment(batch.ids_BT[row, :length].tolist())], PAD_ID),
-            torch.tensor([length]),
-        )
+    for row, segment in enumerate(segments):
+        alone = end_scores(model, lay_segments([segment], PAD_ID))
         torch.testing.assert_close(alone[0], ours[row], atol=1e-5, rtol=0)
+    left = torch.tensor([[PAD_ID] * 7 + [70, 71, 72], list(range(70, 80))])  # padded at the left
+    mask = (left != PAD_ID).long()
+    theirs = model(input_ids=left, attention_mask=mask, use_cache=False,
+                   position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, 0]  # fmt: skip
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [[9, 10, 10], [3, 60, 5, 4]])
+def test_segments_are_laid_so_that_little_is_padding(model, lengths) -> None:
+    random = np.random.default_rng(0)
+    segments = [_segment(random.integers(64, 300, n).tolist()) for n in lengths]
+    batch = lay_segments(segments, PAD_ID)
+    assert batch.tokens.ids_BT.numel() <= 1.25 * sum(lengths)
+    found = batch.sums(label_log_probs(model, batch.tokens))
+    alone = [float(label_log_probs(model, pad_right([s], PAD_ID)).sum()) for s in segments]
+    torch.testing.assert_close(found, torch.tensor(alone), atol=1e-4, rtol=0)
+    last = batch.tokens.ids_BT.flatten()[batch.ends_S].tolist()
+    assert last == [segment.ids[-1] for segment in segments]
 
 
 def _in_packed_order(packed, segments):

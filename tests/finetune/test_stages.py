@@ -7,12 +7,13 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from finetune.dpo import DpoConfig, run_dpo
-from finetune.grpo import REWARDS, GrpoConfig, run_grpo
+from finetune.grpo import GrpoConfig, run_grpo
 from finetune.labels import conversations, ranked_prompts
 from finetune.model import best_precision
 from finetune.pretrain import read_metrics
 from finetune.registry import Registry
 from finetune.reward import PAIRS, RewardConfig, run_reward
+from finetune.rollouts import REWARDS
 from finetune.sft import SftConfig, run_sft
 from pipeline.core.errors import UserError
 

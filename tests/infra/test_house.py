@@ -161,7 +161,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from infra import cli
-from finetune.checkpoint import save_checkpoint
+from finetune.checkpoint import State, save_checkpoint
 from finetune.model import ModelConfig, new_model
 from finetune.registry import Registry
 from finetune.tokenizer import TokenizerConfig, train_bpe
@@ -171,7 +171,7 @@ folder = Path(sys.argv[2])
 tokenizer = train_bpe(iter(["a text to learn from"] * 9), TokenizerConfig(vocab_size=512))
 model = new_model(ModelConfig(), tokenizer, 0)
 def checkpoint(_):
-    save_checkpoint(folder / "checkpoint.pt", model, torch.optim.AdamW(model.parameters()), 1)
+    save_checkpoint(folder, State(1, model.state_dict(), {}, {}, {}))
 def publish(_):
     Registry(str(folder)).publish(model, tokenizer, {})
 def store(_):

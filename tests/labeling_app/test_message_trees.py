@@ -91,6 +91,7 @@ def _label_further(store, kaya, unanswered: list, num_sets: int) -> None:
     assert next_task(store, kaya, "compare") is None
 
 
+@pytest.mark.long
 def test_a_second_import_adds_nothing(store, trees):
     first = import_labels(store, [trees])
     again = import_labels(store, [trees])

@@ -76,7 +76,10 @@ CONFIGS = [
 
 
 @pytest.mark.usefixtures("many_parts")
-@pytest.mark.parametrize("values", CONFIGS)
+@pytest.mark.parametrize(
+    "values",
+    [CONFIGS[0], *(pytest.param(values, marks=pytest.mark.long) for values in CONFIGS[1:])],
+)
 def test_a_random_corpus_and_three_later_ones(both_ways, document, values):
     """With chains, large buckets, menus, copies of copies and more than clusters may hold."""
     refused = 0

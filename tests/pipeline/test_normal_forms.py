@@ -44,6 +44,7 @@ def test_any_text(texts: list[str], min_chars: int):
     check(texts, min_chars)
 
 
+@pytest.mark.long
 def test_every_code_point_between_letters_at_a_line_and_alone():
     points = [chr(p) for p in range(NUM_CODE_POINTS) if not 0xD800 <= p < 0xE000]
     check([f" A{point}b {point}\n{point} x" for point in points], 3)

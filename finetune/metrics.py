@@ -1,0 +1,79 @@
+"""A run's figures, a line a step: metrics.jsonl, what the machine did apart from them, and
+TensorBoard's events where it is installed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.core import storage
+
+# What depends on the machine goes to a file of its own: metrics.jsonl is part of a result's hash.
+TIMED = frozenset({"tokens_per_s", "data_share", "mfu", "memory_gb"})
+METRICS, RATES, EVENTS = "metrics.jsonl", "rates.jsonl", "tensorboard"
+
+
+class MetricsLog:
+    """Both files, cut back on resume to what the checkpoint knows. `write` False only keeps the
+    rows (a worker that is not the first)."""
+
+    def __init__(self, folder: Path, steps_done: int, *, write: bool = True) -> None:
+        self.folder, self.write = folder, write
+        self.rows = read_rows(folder / METRICS, steps_done)
+        if write:
+            for name in (METRICS, RATES):
+                _cut_back(folder / name, steps_done)
+        self._events = _event_writer(folder / EVENTS, steps_done) if write else None
+
+    def append(self, row: Mapping[str, float]) -> None:
+        self.rows.append(dict(row))
+        if not self.write:
+            return
+        for name, timed in ((METRICS, False), (RATES, True)):
+            part = {k: v for k, v in row.items() if k == "step" or (k in TIMED) == timed}
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(part) + "\n")
+        if self._events is not None:
+            for key, value in row.items():
+                self._events.add_scalar(key, value, int(row["step"]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def read_rows(path: Path, last_step: int) -> list[dict[str, float]]:
+    """The rows up to this step; what a kill tore is left out."""
+    if not path.exists() or last_step == 0:
+        return []
+    rows = (_row_or_none(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row is not None and row["step"] <= last_step]
+
+
+def _cut_back(path: Path, steps_done: int) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in read_rows(path, steps_done))
+    storage.write_bytes(str(path), lines.encode())
+
+
+def _row_or_none(line: str) -> dict[str, float] | None:
+    try:
+        return json.loads(line)
+    except ValueError:  # the kill tore the last line
+        return None
+
+
+def _event_writer(folder: Path, steps_done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # an extra
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=steps_done + 1)

@@ -1,0 +1,118 @@
+"""Rejection sampling: the best of n answers under the reward model, as demonstrations for SFT
+(Touvron et al. 2023, section 3.2.3). The cheapest road to most of what RL gains.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from tokenizers import Tokenizer
+
+from finetune.generate import Completion, Sampling, generate
+from finetune.labels import ranked_prompts
+from finetune.loop import LoopConfig, precision_of
+from finetune.model import load_language_model, place
+from finetune.registry import Registry
+from finetune.rollouts import Judge, Question, model_judge, questions_of
+from finetune.tokenizer import TURN_END, load_tokenizer, token_id
+from pipeline.core.config import RunConfig, Section, operational
+from pipeline.core.errors import UserError
+from pipeline.core.identity import HELDOUT_FRACTION, is_heldout, split_id
+from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
+from pipeline.core.records import Conversation, Message, read_records, to_table, write_table
+
+VERSION = 1
+_ROWS_AT_ONCE = 128
+
+
+class RejectionConfig(Section):
+    """[rejection]"""
+
+    samples: int = Field(8, ge=2, description="answers to each prompt; the best one stays")
+    max_new_tokens: int = Field(64, ge=1, description="of an answer; a cut-off one never stays")
+    temperature: float = Field(1.0, gt=0, description="of sampling")
+    seed: int = Field(0, description="of sampling")
+    device: str = operational("auto", description="auto: a GPU if there is one")
+
+
+def run_rejection(
+    config: RejectionConfig, sft_id: str, reward_id: str, labels: Manifest, run: RunConfig
+) -> Manifest:
+    """A label snapshot for `run_sft`: the best answers to the training prompts, and the people's
+    own demonstrations of the held-out ones, to be measured by."""
+    parents = {"labels": labels, "reward": reward_id, "sft": sft_id}
+    output = StageOutput.of(run.root, "rejection", VERSION, config.identity(), parents)
+    if done := output.finished():
+        return done
+    started = time.time()
+    registry = Registry(run.root)
+    tokenizer = load_tokenizer(registry.verified(sft_id))
+    device = precision_of(LoopConfig.model_validate({"device": config.device})).device
+    with output.lock():
+        judge = model_judge(registry, reward_id, tokenizer, 0.0, device)
+        model = place(load_language_model(registry.verified(sft_id)), device).eval()
+        ranked = ranked_prompts(labels, heldout=False)
+        questions = questions_of(tokenizer, labels, heldout=False, with_reference=False)
+        best = best_of_n(model, questions, judge, tokenizer, config)
+        people = read_records(labels.file_url("conversations.parquet"), Conversation)
+        newest = max((c.created_at for c in people), default=None)
+        if newest is None:
+            raise UserError(f"{labels.url} has no demonstration to measure by; write some answers")
+        made = [
+            Conversation(
+                conversation_id=f"best-{entry.prompt_id}",
+                prompt_id=entry.prompt_id,
+                messages=(*entry.prompt, Message.of("assistant", text)),
+                source="rejection-sampling",
+                origin="model",
+                labeler="",
+                instruction_version=0,
+                created_at=newest,
+            )
+            for entry, text in zip(ranked, best, strict=True)
+            if text is not None
+        ]
+        if not made:
+            raise UserError(
+                f"no sampled answer came to an end in rejection.max_new_tokens ="
+                f" {config.max_new_tokens}; raise it, or finetune the model longer"
+            )
+        kept = [c for c in people if is_heldout(split_id(c.messages), HELDOUT_FRACTION)]
+        name = "conversations.parquet"
+        write_table(to_table([*made, *kept], Conversation), output.path(name))
+    entry = describe_file(output.path(name), name, len(made) + len(kept))
+    lost = len(ranked) - len(made)
+    counts = Counts(len(ranked), len(made), {"none-finished": lost} if lost else {})
+    return output.commit([entry], counts, started=started)
+
+
+def best_of_n(
+    model: torch.nn.Module,
+    questions: Sequence[Question],
+    judge: Judge,
+    tokenizer: Tokenizer,
+    config: RejectionConfig,
+) -> list[str | None]:
+    """The text of the finished answer that the judge likes most, or None where none came to its
+    end; a tie goes to the first one sampled."""
+    sampling = Sampling(
+        config.max_new_tokens, config.temperature, stop_ids=(token_id(tokenizer, TURN_END),)
+    )
+    at_once = max(1, _ROWS_AT_ONCE // config.samples)
+    best: list[str | None] = []
+    for at in range(0, len(questions), at_once):
+        several = [q for q in questions[at : at + at_once] for _ in range(config.samples)]
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + at)
+        completions = generate(model, [q.ids for q in several], sampling, generator)
+        rewards = judge.rewards(several, completions).tolist()
+        for start in range(0, len(several), config.samples):
+            group = range(start, start + config.samples)
+            ended = [i for i in group if completions[i].finished]
+            top = max(ended, key=lambda i: rewards[i], default=None)
+            best.append(None if top is None else _text(tokenizer, completions[top]))
+    return best
+
+
+def _text(tokenizer: Tokenizer, completion: Completion) -> str:
+    return tokenizer.decode(list(completion.ids[:-1]), skip_special_tokens=True)

@@ -169,9 +169,8 @@ class Rollouts:
             len(self.prompts), step * config.batch_prompts, config.batch_prompts, config.seed
         )
         prompts = [self.prompts[i] for i in index for _ in range(config.group_size)]
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         model.eval()
-        completions = generate(model, prompts, self.sampling, generator)
+        completions = generate(model, prompts, self.sampling, config.seed * 1_000_003 + step)
         rewards = self.judge.rewards(prompts, completions)
         segments = [_segment(p, c) for p, c in zip(prompts, completions, strict=True)]
         batch = pad_right(segments, self.judge.pad_id).to(device)
@@ -228,10 +227,7 @@ def heldout_rewards(
     at_once = max(1, _ROWS_AT_ONCE // config.best_of)
     for at in range(0, len(prompts), at_once):
         several = [p for p in prompts[at : at + at_once] for _ in range(config.best_of)]
-        before, after = (
-            generate(network, several, sampling, torch.Generator().manual_seed(at))
-            for network in (reference, model)
-        )
+        before, after = (generate(network, several, sampling, at) for network in (reference, model))
         rewards_before = judge.rewards(several, before).view(-1, config.best_of)
         rewards_after = judge.rewards(several, after).view(-1, config.best_of)
         segments = [_segment(p, c) for p, c in zip(several, after, strict=True)]

@@ -71,12 +71,14 @@ class KeyValues:
         return self._read
 
     def copy(self, row: int, source: "KeyValues", source_row: int, length: int) -> None:
-        """Row `row` becomes the first `length` tokens of another."""
+        """Row `row` becomes the first `length` tokens of another, and nothing else: what stood there
+        may be NaN, which no mask hides."""
         if not self.layers:
             self.layers = [[self._zeros(part) for part in pair] for pair in source.layers]
         for pair, others in zip(self.layers, source.layers, strict=True):
             for mine, other in zip(pair, others, strict=True):
                 mine[row, :, :length] = other[source_row, :, :length]
+                mine[row, :, length:] = 0
 
     def _zeros(self, like: Tensor) -> Tensor:
         return like.new_zeros(self.num_rows, like.shape[1], self.length + 1, like.shape[3])

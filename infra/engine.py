@@ -1,14 +1,14 @@
-"""The champion in this process: an answer in pieces of text, and a new champion without a pause.
+"""The champion in this process: answers in pieces of text, written side by side, and a new
+champion without a pause.
 
 When the registry's pointer moved, the next request loads the new model beside the old one, warms
 it and swaps; answers that are being written are finished by the model that began them.
 """
 
-import codecs
 import dataclasses
 import logging
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -16,18 +16,21 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from eval.model import plain_prompt
+from finetune.answer_text import AnswerText, token_bytes
 from finetune.chat import encode_prompt
-from finetune.generate import Sampling, stream
+from finetune.continuous_batch import Request
+from finetune.generate import NOT_NUMBERS, Sampling
 from finetune.model import best_precision, load_language_model
 from finetune.registry import PointerName, Registry
 from finetune.tokenizer import BOS, EOS, TURN_END, load_tokenizer, token_id
+from infra.shared_batch import SharedBatch
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
 log = logging.getLogger(__name__)
 
 ALIAS: PointerName = "champion"
-_GREEDY_BELOW = 1e-4  # logits divided by less than this overflow fp32; the likeliest token it is
+_SIDE_BY_SIDE = 8  # answers that share a forward pass per token; more wait in line
 _HEARTBEAT_S = 0.1
 _WARM_UP = (Message.of("user", "What is a list?"),)
 
@@ -63,11 +66,11 @@ class Piece:
 
 
 class Line:
-    """Who generates next: one at a time, first come first served, at most `limit` in all."""
+    """Who generates next: first come first served, `width` side by side, at most `limit` in all."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._places: list[int] = []
+    def __init__(self, limit: int, width: int = 1) -> None:
+        self.limit, self.width = limit, width
+        self._places: dict[int, bool] = {}  # in order of arrival; True: has begun
         self._last = 0
         self._changed = threading.Condition()
 
@@ -80,19 +83,28 @@ class Line:
             if len(self._places) >= self.limit:
                 raise BusyError(f"{self.limit} requests are being answered; try again in a moment")
             self._last += 1
-            self._places.append(self._last)
+            self._places[self._last] = False
             return self._last
 
     def wait(self, place: int, timeout_s: float) -> bool:
-        """True once the place is the first."""
+        """True once fewer than `width` have begun and all who came before have: it begins."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._places[0] == place, timeout_s)
+            begun = self._changed.wait_for(lambda: self._may_begin(place), timeout_s)
+            if begun:
+                self._places[place] = True
+                self._changed.notify_all()
+            return begun
+
+    def _may_begin(self, place: int) -> bool:
+        if self._places[place]:
+            return True
+        first_waiting = next(p for p, begun in self._places.items() if not begun)
+        return place == first_waiting and sum(self._places.values()) < self.width
 
     def leave(self, place: int) -> None:
         """Twice is once."""
         with self._changed:
-            if place in self._places:
-                self._places.remove(place)
+            if self._places.pop(place, None) is not None:
                 self._changed.notify_all()
 
 
@@ -149,10 +161,11 @@ class ServedModel:
         queue_limit: int,
     ) -> None:
         self.identity, self.model, self.tokenizer, self.chat = identity, model, tokenizer, chat
-        self.line = Line(queue_limit)
+        self.line = Line(queue_limit, _SIDE_BY_SIDE)
         self.num_positions = int(model.config.max_position_embeddings)
-        self._bytes = token_bytes(tokenizer)
-        self._longest_token = max(map(len, self._bytes.values()))
+        known = token_bytes(tokenizer)
+        self._longest_token = max(map(len, known.values()))
+        self._batch = SharedBatch(model, _SIDE_BY_SIDE, known)
         self._bos = token_id(tokenizer, BOS)
         self._stop_ids = (token_id(tokenizer, TURN_END), token_id(tokenizer, EOS))
 
@@ -222,20 +235,21 @@ class ServedModel:
             yield Piece("")
         stops = request.stop if self.chat else (*request.stop, "\n")
         answer = AnswerText(stops, skip_leading_blanks=not self.chat)
-        temperature = 0.0 if request.temperature < _GREEDY_BELOW else request.temperature
         room = min(request.max_tokens, self.num_positions - len(prompt))
-        generator = torch.Generator().manual_seed(request.seed)
+        sampling = Sampling(room, request.temperature, self._stop_ids)
+        ticket = self._batch.submit(Request(prompt, sampling, request.seed, answer=answer))
         num_tokens = 0
-        sampling = Sampling(room, temperature, self._stop_ids)
-        for token in stream(self.model, prompt, sampling, generator):
-            num_tokens += 1
-            yield Piece(answer.feed(self._bytes[token]))
-            if answer.stopped:
-                break
-        rest = "" if answer.stopped else answer.feed(b"", final=True)
-        finished = answer.stopped or num_tokens < room
-        usage = Usage(len(prompt), num_tokens)
-        yield Piece(rest, "stop" if finished else "length", usage)
+        try:
+            while (delta := ticket.next(_HEARTBEAT_S)) is None or not delta.end:
+                num_tokens += len(delta.ids) if delta else 0
+                yield Piece(delta.text if delta else "")
+            if delta.end == "failed":
+                raise UserError(NOT_NUMBERS)
+            told = [token for token in delta.ids if token not in self._stop_ids]
+            usage = Usage(len(prompt), num_tokens + len(told))
+            yield Piece(delta.text, delta.end, usage)
+        finally:
+            ticket.cancel()
 
 
 class Engine:

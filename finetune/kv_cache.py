@@ -71,8 +71,8 @@ class KeyValues:
         return self._read
 
     def copy(self, row: int, source: "KeyValues", source_row: int, length: int) -> None:
-        """Row `row` becomes the first `length` tokens of another, and nothing else: what stood there
-        may be NaN, which no mask hides."""
+        """Row `row` becomes the first `length` tokens of another, and nothing else: what stood
+        there may be NaN, which no mask hides."""
         if not self.layers:
             self.layers = [[self._zeros(part) for part in pair] for pair in source.layers]
         for pair, others in zip(self.layers, source.layers, strict=True):

@@ -1,6 +1,7 @@
 """Engines of rollouts: what the trainer is told is what was sampled from."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -97,8 +98,7 @@ class FakeLLM:
     def collective_rpc(self, method, kwargs):
         self.calls.append(method)
         self.loaded = load_file(f"{kwargs['weights_path']}/model.safetensors")
-        with open(f"{kwargs['weights_path']}/config.json") as file:
-            self.config = json.load(file)
+        self.config = json.loads((Path(kwargs["weights_path"]) / "config.json").read_text())
 
     def reset_prefix_cache(self):
         self.calls.append("reset_prefix_cache")

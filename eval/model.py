@@ -125,7 +125,7 @@ class LanguageModel:
         sampling = Sampling(max_new_tokens, temperature=0.0, stop_ids=self._stops)
         for start in range(0, len(order), _PROMPTS_AT_ONCE):
             rows = order[start : start + _PROMPTS_AT_ONCE]
-            completions = generate(self.model, [ids[i] for i in rows], sampling, _generator(0))
+            completions = generate(self.model, [ids[i] for i in rows], sampling, 0)
             for i, completion in zip(rows, completions, strict=True):
                 answers[i] = _before(self._text(completion).lstrip(), until).rstrip()
         return answers
@@ -135,7 +135,7 @@ class LanguageModel:
     ) -> list[str]:
         """What the model writes after nothing but BOS: its dreams."""
         sampling = Sampling(min(max_new_tokens, self.max_length - 1), temperature, self._stops)
-        completions = generate(self.model, [[self._bos]] * number, sampling, _generator(seed))
+        completions = generate(self.model, [[self._bos]] * number, sampling, seed)
         return [self._text(completion) for completion in completions]
 
     @torch.inference_mode()
@@ -268,7 +268,3 @@ def _batches(
 
 def _before(text: str, stops: Sequence[str]) -> str:
     return text[: min((at for s in stops if (at := text.find(s)) >= 0), default=len(text))]
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

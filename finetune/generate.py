@@ -1,122 +1,107 @@
-"""Sampling from a model with a key-value cache: tokens in, tokens out, with their log-probs."""
+"""Sampling from a model: tokens in, tokens out, with their log-probs; whole or as they come."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-_PAD_ID = 0  # any id: a padded position is masked out
+from finetune.answer_text import AnswerText
+from finetune.continuous_batch import ContinuousBatch, Delta, Request
+from finetune.sampling import Sampling
+from pipeline.core.errors import UserError
 
+__all__ = ["Completion", "Delta", "Sampling", "generate", "stream"]
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """`temperature` 0 takes the likeliest token. There is no top-k or top-p: they would bias the
-    policy gradient's ratio (trl#6789)."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    stop_ids: tuple[int, ...] = ()
+NOT_NUMBERS = (
+    "the model's probability tensor is not numbers: it diverged; take an earlier checkpoint"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """New tokens, the stop token included if it came (`finished`), and ln p of each under the
-    untempered model."""
+    """New tokens, the stop token (or the one that completed a stop string) included if it came
+    (`finished`), and ln p of each under softmax(logits / temperature), untempered where greedy:
+    what top-k and top-p leave out counts. `text` ends before the stop; it is empty unless the
+    tokens' bytes were given."""
 
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     finished: bool
+    text: str = ""
 
 
-@torch.no_grad()
 def generate(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    generator: torch.Generator,
+    seed: int,
+    *,
+    rows: Sequence[int] | None = None,
+    token_bytes: Mapping[int, bytes] | None = None,
+    max_rows: int = 256,
 ) -> list[Completion]:
-    """One completion per prompt, sampled side by side. Prompts may differ in length.
+    """One completion per prompt, in order, `max_rows` side by side. Prompts may differ in length.
 
-    The result depends on the generator's state and on the batch's composition.
+    Prompt i draws from the random stream (seed, rows[i]), by default (seed, i): its completion is
+    the same in any batch, up to rounding. A prompt and its completion end with the context; a
+    prompt that fills it gets none. Raises UserError for a prompt that is empty, longer than the
+    context or not of the vocabulary, for stop strings without `token_bytes`, and for NaN.
     """
-    assert all(prompts), "an empty prompt has nothing to continue"
-    ids: list[list[int]] = [[] for _ in prompts]
-    log_probs: list[list[float]] = [[] for _ in prompts]
-    running = torch.ones(len(prompts), dtype=torch.bool)
-    state = _Prefix.of(prompts, next(model.parameters()).device)
-    for _ in range(sampling.max_new_tokens):
-        tokens, chosen = _pick(state.next_logits(model), sampling.temperature, generator)
-        for row in torch.nonzero(running).flatten().tolist():
-            ids[row].append(int(tokens[row]))
-            log_probs[row].append(float(chosen[row]))
-            running[row] = ids[row][-1] not in sampling.stop_ids
-        if not running.any():
-            break
-        state.append(tokens)
-    return [
-        Completion(tuple(row_ids), tuple(row_log_probs), row_ids[-1:] != [] and not still)
-        for row_ids, row_log_probs, still in zip(ids, log_probs, running.tolist(), strict=True)
+    parts: list[list[Delta]] = [[] for _ in prompts]
+    max_rows = max(1, min(max_rows, len(prompts)))
+    batch = ContinuousBatch(
+        model, max_rows, token_bytes=token_bytes, join_at_once=max(1, max_rows // 8), lookahead=8
+    )
+    requests = [
+        _request(prompt, sampling, seed, i if rows is None else rows[i], token_bytes)
+        for i, prompt in enumerate(prompts)
     ]
+    # Like lengths are read together, and equal prompts once.
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), *prompts[i]))
+    owner = {batch.add(requests[i]): i for i in order}
+    while batch:
+        for delta in batch.step():
+            parts[owner[delta.number]].append(_sound(delta))
+    return [_joined(deltas) for deltas in parts]
 
 
-@torch.no_grad()
 def stream(
-    model: nn.Module, prompt: Sequence[int], sampling: Sampling, generator: torch.Generator
-) -> Iterator[int]:
-    """Tokens as they come; the stop token is not among them."""
-    state = _Prefix.of([prompt], next(model.parameters()).device)
-    for _ in range(sampling.max_new_tokens):
-        tokens, _chosen = _pick(state.next_logits(model), sampling.temperature, generator)
-        if int(tokens[0]) in sampling.stop_ids:
-            return
-        yield int(tokens[0])
-        state.append(tokens)
+    model: nn.Module,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    seed: int,
+    token_bytes: Mapping[int, bytes] | None = None,
+) -> Iterator[Delta]:
+    """The completion of `generate` in pieces, as they come."""
+    batch = ContinuousBatch(model, 1, token_bytes=token_bytes)
+    batch.add(_request(prompt, sampling, seed, 0, token_bytes))
+    while batch:
+        yield from map(_sound, batch.step())
 
 
-def _pick(
-    logits_BV: Tensor, temperature: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    log_probs = torch.log_softmax(logits_BV.float(), dim=-1)
-    if temperature == 0:
-        tokens = log_probs.argmax(dim=-1)
-    else:
-        weights = torch.softmax(logits_BV.float() / temperature, dim=-1)
-        tokens = torch.multinomial(weights.to(generator.device), 1, generator=generator)[:, 0]
-    tokens = tokens.to(log_probs.device)
-    return tokens, log_probs.gather(1, tokens[:, None])[:, 0]
+def _request(
+    prompt: Sequence[int],
+    sampling: Sampling,
+    seed: int,
+    row: int,
+    token_bytes: Mapping[int, bytes] | None,
+) -> Request:
+    if sampling.stop_strings and token_bytes is None:
+        raise UserError("stop_strings are found in text; give the tokens' bytes too")
+    text = AnswerText(sampling.stop_strings, False) if token_bytes is not None else None
+    return Request(prompt, sampling, seed, row, text)
 
 
-class _Prefix:
-    """What the model has read so far: a cache, and what it has still to read. Left-padded, so
-    that all rows end together; the mask hides the padding and positions count real tokens."""
+def _sound(delta: Delta) -> Delta:
+    if delta.end == "failed":
+        raise UserError(NOT_NUMBERS)
+    return delta
 
-    def __init__(self, ids_BT: Tensor, mask_BT: Tensor) -> None:
-        self.pending_BT, self.mask_BT = ids_BT, mask_BT
-        self.positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-        self.cache: Any = None
 
-    @staticmethod
-    def of(prompts: Sequence[Sequence[int]], device: torch.device) -> "_Prefix":
-        length = max(len(prompt) for prompt in prompts)
-        ids = [[_PAD_ID] * (length - len(prompt)) + list(prompt) for prompt in prompts]
-        mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        return _Prefix(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
-
-    def next_logits(self, model: nn.Module) -> Tensor:
-        result = cast(Any, model)(
-            input_ids=self.pending_BT,
-            attention_mask=self.mask_BT,
-            position_ids=self.positions_BT,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.cache = result.past_key_values
-        return result.logits[:, -1]
-
-    def append(self, tokens_B: Tensor) -> None:
-        self.pending_BT = tokens_B[:, None]
-        self.mask_BT = torch.cat([self.mask_BT, torch.ones_like(tokens_B)[:, None]], dim=1)
-        self.positions_BT = self.positions_BT[:, -1:] + 1
+def _joined(deltas: Sequence[Delta]) -> Completion:
+    return Completion(
+        tuple(token for delta in deltas for token in delta.ids),
+        tuple(value for delta in deltas for value in delta.log_probs),
+        deltas[-1].end == "stop",
+        "".join(delta.text for delta in deltas),
+    )

@@ -103,8 +103,8 @@ def best_of_n(
     best: list[str | None] = []
     for at in range(0, len(questions), at_once):
         several = [q for q in questions[at : at + at_once] for _ in range(config.samples)]
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + at)
-        completions = generate(model, [q.ids for q in several], sampling, generator)
+        seed = config.seed * 1_000_003 + at
+        completions = generate(model, [q.ids for q in several], sampling, seed)
         rewards = judge.rewards(several, completions).tolist()
         for start in range(0, len(several), config.samples):
             group = range(start, start + config.samples)

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from finetune.chat import encode_prompt
+from finetune.engines import Engine, TorchEngine
 from finetune.generate import Completion, Sampling, generate
 from finetune.labels import RankedPrompt, conversations, ranked_prompts
 from finetune.model import end_scores, label_log_probs, load_reward_model, place
@@ -122,6 +123,7 @@ class Sampler:
     temperature: float
     tokenizer: Tokenizer
     seed: int
+    engine: Engine | None = None  # None: the policy itself, in this process
 
     def roll(
         self, policy: nn.Module, questions: Sequence[Question], step: int, autocast: Any
@@ -129,12 +131,10 @@ class Sampler:
         """Raises UserError if the sampler's log-probs are not the trainer's."""
         device = next(policy.parameters()).device
         policy.eval()
-        completions = generate(
-            policy,
-            [q.ids for q in questions],
-            self.sampling,
-            torch.Generator().manual_seed(self.seed * 1_000_003 + step),
-        )
+        engine = self.engine or TorchEngine(policy)
+        engine.load_weights(policy)
+        seed = self.seed * 1_000_003 + step
+        completions = engine.generate([q.ids for q in questions], self.sampling, seed)
         rewards = self.judge.rewards(questions, completions)
         pairs = zip(questions, completions, strict=True)
         segments = [rollout_segment(q.ids, c.ids) for q, c in pairs]
@@ -191,12 +191,7 @@ def heldout_rewards(
     for at in range(0, len(questions), at_once):
         several = [q for q in questions[at : at + at_once] for _ in range(best_of)]
         before, after = (
-            generate(
-                model,
-                [q.ids for q in several],
-                sampler.sampling,
-                torch.Generator().manual_seed(at),
-            )
+            generate(model, [q.ids for q in several], sampler.sampling, at)
             for model in (sampler.reference, policy)
         )
         rewards = [sampler.judge.rewards(several, c).view(-1, best_of) for c in (before, after)]

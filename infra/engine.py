@@ -1,14 +1,14 @@
-"""The champion in this process: an answer in pieces of text, and a new champion without a pause.
+"""The champion in this process: answers in pieces of text, written side by side, and a new
+champion without a pause.
 
 When the registry's pointer moved, the next request loads the new model beside the old one, warms
 it and swaps; answers that are being written are finished by the model that began them.
 """
 
-import codecs
 import dataclasses
 import logging
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -16,18 +16,21 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from eval.model import plain_prompt
+from finetune.answer_text import AnswerText, token_bytes
 from finetune.chat import encode_prompt
-from finetune.generate import Sampling, stream
+from finetune.continuous_batch import Request
+from finetune.generate import NOT_NUMBERS, Sampling
 from finetune.model import best_precision, load_language_model
 from finetune.registry import PointerName, Registry
 from finetune.tokenizer import BOS, EOS, TURN_END, load_tokenizer, token_id
+from infra.shared_batch import SharedBatch
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
 log = logging.getLogger(__name__)
 
 ALIAS: PointerName = "champion"
-_GREEDY_BELOW = 1e-4  # logits divided by less than this overflow fp32; the likeliest token it is
+_SIDE_BY_SIDE = 8  # answers that share a forward pass per token; more wait in line
 _HEARTBEAT_S = 0.1
 _WARM_UP = (Message.of("user", "What is a list?"),)
 
@@ -63,11 +66,11 @@ class Piece:
 
 
 class Line:
-    """Who generates next: one at a time, first come first served, at most `limit` in all."""
+    """Who generates next: first come first served, `width` side by side, at most `limit` in all."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._places: list[int] = []
+    def __init__(self, limit: int, width: int = 1) -> None:
+        self.limit, self.width = limit, width
+        self._places: dict[int, bool] = {}  # in order of arrival; True: has begun
         self._last = 0
         self._changed = threading.Condition()
 
@@ -80,19 +83,28 @@ class Line:
             if len(self._places) >= self.limit:
                 raise BusyError(f"{self.limit} requests are being answered; try again in a moment")
             self._last += 1
-            self._places.append(self._last)
+            self._places[self._last] = False
             return self._last
 
     def wait(self, place: int, timeout_s: float) -> bool:
-        """True once the place is the first."""
+        """True once fewer than `width` have begun and all who came before have: it begins."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._places[0] == place, timeout_s)
+            begun = self._changed.wait_for(lambda: self._may_begin(place), timeout_s)
+            if begun:
+                self._places[place] = True
+                self._changed.notify_all()
+            return begun
+
+    def _may_begin(self, place: int) -> bool:
+        if self._places[place]:
+            return True
+        first_waiting = next(p for p, begun in self._places.items() if not begun)
+        return place == first_waiting and sum(self._places.values()) < self.width
 
     def leave(self, place: int) -> None:
         """Twice is once."""
         with self._changed:
-            if place in self._places:
-                self._places.remove(place)
+            if self._places.pop(place, None) is not None:
                 self._changed.notify_all()
 
 
@@ -125,47 +137,6 @@ class Reply:
         self._line.leave(self._place)
 
 
-class AnswerText:
-    """Bytes in, text out: characters are whole, and nothing of a stop string or after it is told.
-
-    `stopped` once a stop string came. Invalid bytes become U+FFFD, as in `bytes.decode`.
-    """
-
-    def __init__(self, stops: Sequence[str], skip_leading_blanks: bool) -> None:
-        self.stops = tuple(stops)
-        self.stopped = False
-        self._skipping = skip_leading_blanks
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
-
-    def feed(self, data: bytes, final: bool = False) -> str:
-        """The text that is certain now. After `final`, or once stopped, nothing follows."""
-        self._held += self._decoder.decode(data, final)
-        if self._skipping:
-            self._held = self._held.lstrip()
-            self._skipping = not self._held
-        found = [(at + len(stop), at) for stop in self.stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            _, certain = min(found)  # the first to be complete, however the text was cut up
-        else:
-            certain = len(self._held) - (0 if final else self._uncertain())
-        text, self._held = self._held[:certain], self._held[certain:]
-        return text
-
-    def _uncertain(self) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
-        longest = max((len(stop) for stop in self.stops), default=1) - 1
-        return next(
-            (
-                n
-                for n in range(min(longest, len(self._held)), 0, -1)
-                if any(stop.startswith(self._held[-n:]) for stop in self.stops)
-            ),
-            0,
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class AnswerRequest:
     """`temperature` 0 takes the likeliest tokens; the same seed and model give the same answer."""
@@ -190,10 +161,11 @@ class ServedModel:
         queue_limit: int,
     ) -> None:
         self.identity, self.model, self.tokenizer, self.chat = identity, model, tokenizer, chat
-        self.line = Line(queue_limit)
+        self.line = Line(queue_limit, _SIDE_BY_SIDE)
         self.num_positions = int(model.config.max_position_embeddings)
-        self._bytes = token_bytes(tokenizer)
-        self._longest_token = max(map(len, self._bytes.values()))
+        known = token_bytes(tokenizer)
+        self._longest_token = max(map(len, known.values()))
+        self._batch = SharedBatch(model, _SIDE_BY_SIDE, known)
         self._bos = token_id(tokenizer, BOS)
         self._stop_ids = (token_id(tokenizer, TURN_END), token_id(tokenizer, EOS))
 
@@ -263,20 +235,21 @@ class ServedModel:
             yield Piece("")
         stops = request.stop if self.chat else (*request.stop, "\n")
         answer = AnswerText(stops, skip_leading_blanks=not self.chat)
-        temperature = 0.0 if request.temperature < _GREEDY_BELOW else request.temperature
         room = min(request.max_tokens, self.num_positions - len(prompt))
-        generator = torch.Generator().manual_seed(request.seed)
+        sampling = Sampling(room, request.temperature, self._stop_ids)
+        ticket = self._batch.submit(Request(prompt, sampling, request.seed, answer=answer))
         num_tokens = 0
-        sampling = Sampling(room, temperature, self._stop_ids)
-        for token in stream(self.model, prompt, sampling, generator):
-            num_tokens += 1
-            yield Piece(answer.feed(self._bytes[token]))
-            if answer.stopped:
-                break
-        rest = "" if answer.stopped else answer.feed(b"", final=True)
-        finished = answer.stopped or num_tokens < room
-        usage = Usage(len(prompt), num_tokens)
-        yield Piece(rest, "stop" if finished else "length", usage)
+        try:
+            while (delta := ticket.next(_HEARTBEAT_S)) is None or not delta.end:
+                num_tokens += len(delta.ids) if delta else 0
+                yield Piece(delta.text if delta else "")
+            if delta.end == "failed":
+                raise UserError(NOT_NUMBERS)
+            told = [token for token in delta.ids if token not in self._stop_ids]
+            usage = Usage(len(prompt), num_tokens + len(told))
+            yield Piece(delta.text, delta.end, usage)
+        finally:
+            ticket.cancel()
 
 
 class Engine:
@@ -367,20 +340,3 @@ class Engine:
         served = ServedModel.load(self.registry, identity, self.queue_limit)
         served.warm_up()
         return served
-
-
-def token_bytes(tokenizer: Tokenizer) -> Mapping[int, bytes]:
-    """What each token of a byte-level BPE stands for; special tokens stand for nothing.
-
-    Bytes are written as characters: a printable one as itself, the n-th other as chr(256 + n)
-    (Radford et al. 2019, GPT-2's encoder.py).
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable}
-    byte_of |= {chr(0x100 + n): byte for n, byte in enumerate(others)}
-    added = tokenizer.get_added_tokens_decoder()
-    return {
-        identity: b"" if identity in added else bytes(byte_of[char] for char in token)
-        for token, identity in tokenizer.get_vocab().items()
-    }

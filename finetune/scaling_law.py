@@ -1,0 +1,226 @@
+"""L(N, D) = E + A / N^alpha + B / D^beta, fitted to runs, with intervals: numbers alone.
+
+Hoffmann et al. 2022 (arXiv:2203.15556), approach 3: the Huber loss of ln L, from many starts. As
+Besiroglu et al. 2024 (arXiv:2404.10102) mend it: a sum, where the mean was so small that the
+optimizer stopped before its time, and the optimizer is let run to the end.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize, nnls
+
+from pipeline.core.errors import UserError
+
+DELTA = 1e-3  # where the Huber loss turns from square to straight
+MIN_RUNS, MIN_KINDS, MIN_SPAN, MAX_CORRELATION = 7, 3, 4.0, 0.95
+_EXPONENTS = (0.01, 3.0)
+_STARTS = np.geomspace(0.05, 2.0, 12)  # of either exponent
+_LEAST = 1e-3  # of the smallest loss: a term that small is not told from none
+_OPTIONS = {"maxiter": 5000, "maxfun": 20_000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 20}
+
+Floats = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One run to its end: parameters, tokens trained on, held-out loss in nats a token."""
+
+    parameters: float
+    tokens: float
+    loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def loss(self, parameters: float, tokens: float) -> float:
+        """Nats a token."""
+        return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A law, and the laws of as many resamples of the runs. `residuals` of ln L are as large as
+    runs not fitted would have them: times sqrt(n / (n - 5)). `at_bound`: what was not found."""
+
+    law: Law
+    replicates: tuple[Law, ...]
+    residuals: Floats
+    at_bound: tuple[str, ...]
+
+    @property
+    def noise(self) -> float:
+        """Root mean square of the residuals: what ln L of one run is uncertain by."""
+        return float(np.sqrt(np.mean(self.residuals**2)))
+
+    def interval(self, of: Callable[[Law], float], level: float) -> tuple[float, float]:
+        """Percentiles over the replicates of what `of` reads from a law."""
+        return _percentiles([of(law) for law in self.replicates], level)
+
+    def prediction(
+        self, parameters: float, tokens: float, level: float, seed: int = 0
+    ) -> tuple[float, float, float]:
+        """(loss, low, high) of one more run: the law's uncertainty and a run's own noise."""
+        noise = np.random.default_rng(seed).choice(self.residuals, len(self.replicates))
+        losses = np.array([law.loss(parameters, tokens) for law in self.replicates])
+        return self.law.loss(parameters, tokens), *_percentiles(losses * np.exp(noise), level)
+
+
+def check_design(sizes: Sequence[tuple[float, float]]) -> None:
+    """Raises UserError for (N, D) pairs that cannot tell the five numbers apart: fewer than 7, of
+    fewer than 3 sizes or token counts, spanning less than 4 times, or in step with each other."""
+    logs = np.log(np.array(sizes, dtype=float).reshape(-1, 2))
+    wanting: list[str] = []
+    if len(logs) < MIN_RUNS:
+        wanting.append(f"{len(logs)} runs for five numbers, where {MIN_RUNS} are the least")
+    for what, values in zip(("sizes", "token counts"), logs.T, strict=True):
+        kinds = len(np.unique(values.round(1)))  # what differs by a tenth is another
+        if kinds < MIN_KINDS:
+            wanting.append(f"{kinds} {what}, where {MIN_KINDS} are the least")
+        elif (span := math.exp(np.ptp(values))) < MIN_SPAN:
+            wanting.append(f"{what} that span {span:.1f} times, where {MIN_SPAN:g} is the least")
+    if not wanting and abs(np.corrcoef(logs.T)[0, 1]) > MAX_CORRELATION:
+        wanting.append("tokens in step with the parameters, so that their effects are one")
+    if wanting:
+        raise UserError(
+            f"no law can be read from {'; '.join(wanting)}: give more scaling.depths and"
+            " scaling.num_tokens"
+        )
+
+
+def fit_law(points: Sequence[Point]) -> Law:
+    """The law that fits best. Raises UserError as `check_design` does, and for a loss that is no
+    positive number."""
+    runs = _Runs.of(points)
+    return runs.law(runs.best(runs.log_loss_n, np.ones(len(points)), 4)[0])
+
+
+def fit_with_intervals(points: Sequence[Point], replicates: int, seed: int) -> Fit:
+    """`fit_law`, and the same for runs drawn with replacement. On 12 simulated runs the intervals
+    of 80% held the truth in 88 to 91% of cases, those of 95% in 98%: rather too wide."""
+    runs, number = _Runs.of(points), len(points)
+    theta, at_bound = runs.best(runs.log_loss_n, np.ones(number), 4)
+    residuals = (runs.log_loss_n - runs.predicted(theta)[0]) * math.sqrt(number / (number - 5))
+    random = np.random.default_rng(seed)
+    draws = random.multinomial(number, np.full(number, 1 / number), size=replicates)
+    found = [runs.best(runs.log_loss_n, w.astype(float), 0, theta)[0] for w in draws]
+    return Fit(runs.law(theta), tuple(map(runs.law, found)), residuals, at_bound)
+
+
+def compute_optimal(law: Law, flops: float) -> tuple[float, float]:
+    """(parameters, tokens) of the least loss with 6 N D = flops (Hoffmann et al. 2022, eq. 4)."""
+    ratio = (law.alpha * law.A) / (law.beta * law.B)
+    scale = ratio ** (1 / (law.alpha + law.beta))
+    parameters = scale * (flops / 6) ** (law.beta / (law.alpha + law.beta))
+    return parameters, flops / 6 / parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runs:
+    """ln N and ln D apart from their means: then A and alpha do not pull against each other."""
+
+    x_n: Floats
+    y_n: Floats
+    log_loss_n: Floats
+    mean_x: float
+    mean_y: float
+
+    @staticmethod
+    def of(points: Sequence[Point]) -> "_Runs":
+        for point in points:
+            if not (math.isfinite(point.loss) and point.loss > 0):
+                raise UserError(f"a loss of {point.loss} is none to fit; look at the run {point}")
+        check_design([(point.parameters, point.tokens) for point in points])
+        x_n = np.log([float(point.parameters) for point in points])
+        y_n = np.log([float(point.tokens) for point in points])
+        loss_n = np.log([point.loss for point in points])
+        means = float(x_n.mean()), float(y_n.mean())
+        return _Runs(x_n - means[0], y_n - means[1], loss_n, *means)
+
+    def law(self, theta: Floats) -> Law:
+        e, a, b, alpha, beta = map(float, theta)
+        return Law(
+            math.exp(e),
+            math.exp(a + alpha * self.mean_x),
+            math.exp(b + beta * self.mean_y),
+            alpha,
+            beta,
+        )
+
+    def predicted(self, theta: Floats) -> tuple[Floats, Floats]:
+        """ln L at each run, and its slopes by (ln E, ln A', ln B', alpha, beta). [n], [5, n]"""
+        e, a, b, alpha, beta = theta
+        terms = np.stack([np.full_like(self.x_n, e), a - alpha * self.x_n, b - beta * self.y_n])
+        top = terms.max(axis=0)
+        parts = np.exp(terms - top)
+        total = parts.sum(axis=0)
+        shares = parts / total
+        slopes = np.concatenate([shares, [-shares[1] * self.x_n, -shares[2] * self.y_n]])
+        return top + np.log(total), slopes
+
+    def objective(self, theta: Floats, target_n: Floats, weights_n: Floats) -> tuple[float, Floats]:
+        """The sum of Huber losses, in units of DELTA squared, and its gradient."""
+        value, slopes = self.predicted(theta)
+        z = (value - target_n) / DELTA
+        huber = np.where(np.abs(z) <= 1, z * z / 2, np.abs(z) - 0.5)
+        return float(weights_n @ huber), slopes @ (weights_n * np.clip(z, -1, 1)) / DELTA
+
+    def best(
+        self, target_n: Floats, weights_n: Floats, num_starts: int, known: Floats | None = None
+    ) -> tuple[Floats, tuple[str, ...]]:
+        """(parameters, the names of those at a bound) of the best end, from `num_starts` and
+        from `known`."""
+        starts = self._starts(target_n, weights_n)[:num_starts] if num_starts else []
+        low = math.log(_LEAST) + float(target_n.min())
+        bounds: list[Any] = [(low, None)] * 3 + [_EXPONENTS] * 2
+        ends = [
+            minimize(
+                self.objective,
+                start,
+                (target_n, weights_n),
+                method="L-BFGS-B",
+                jac=True,
+                bounds=bounds,
+                options=_OPTIONS,
+            )
+            for start in [*starts, *([] if known is None else [known])]
+        ]
+        theta = min(ends, key=lambda end: end.fun).x
+        names = (field.name for field in dataclasses.fields(Law))
+        stuck = [
+            name
+            for name, value, bound in zip(names, theta, bounds, strict=True)
+            if any(limit is not None and abs(value - limit) < 1e-6 for limit in bound)
+        ]
+        return theta, tuple(stuck)
+
+    def _starts(self, target_n: Floats, weights_n: Floats) -> list[Floats]:
+        """For each pair of exponents on a grid the law is linear in E, A and B: least squares with
+        none below 0 finds them (arXiv:2603.22339). Best first."""
+        loss_n = np.exp(target_n)
+        scale = np.sqrt(weights_n) / loss_n
+        found: list[tuple[float, Floats]] = []
+        for alpha in _STARTS:
+            columns = [np.ones_like(loss_n), np.exp(-alpha * self.x_n)]
+            for beta in _STARTS:
+                terms = np.stack([*columns, np.exp(-beta * self.y_n)], axis=1)
+                sizes = nnls(terms * scale[:, None], loss_n * scale)[0]
+                logs = np.log(np.maximum(sizes, _LEAST * loss_n.min()))
+                theta = np.array([*logs, alpha, beta])
+                found.append((self.objective(theta, target_n, weights_n)[0], theta))
+        return [theta for _, theta in sorted(found, key=lambda one: one[0])]
+
+
+def _percentiles(values: Sequence[float] | Floats, level: float) -> tuple[float, float]:
+    low, high = np.quantile(np.asarray(values), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

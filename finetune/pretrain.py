@@ -1,6 +1,7 @@
 """The base model: next-token prediction on the corpus shards, counted in tokens."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,15 +88,16 @@ class PretrainConfig(LoopConfig):
 def _dialled(
     config: PretrainConfig, model: ModelConfig, vocab_size: int, num_tokens: int
 ) -> dict[str, Any]:
-    """Learning rate, batch, warm-up and weight decay for a model of its width on its tokens.
+    """Rate, batch, warm-up, weight decay and beta2 for a model of its width on its tokens.
 
-    - The best rate falls with the width: as 1 / sqrt(width), nanochat's rule for what AdamW trains.
-      1.5e-3 at 768 lies between GPT-3's 6e-4 (Brown et al. 2020, table 2.1) and the 2e-3 to 4e-3
-      found by search for 46 M parameters at this width, and makes infra/runs/demo.toml's 3e-3.
+    - The best rate falls as 1 / sqrt(width), nanochat's rule for what AdamW trains; 1.5e-3 at 768
+      lies between GPT-3's 6e-4 (Brown et al. 2020, table 2.1) and the 2e-3 to 4e-3 that a search
+      finds there. Batches under 3,072 tokens want less, by the square root (Malladi et al. 2022),
+      and a longer memory in beta2 (Porian et al. 2024, arXiv:2406.19146): so it was with depths 1
+      and 2 on books, at 768 tokens.
     - The best batch depends on the tokens alone: 0.58 D^0.571 (Li et al. 2025, arXiv:2503.04715).
-    - Warm-up: the first 20th of the steps; a token a parameter at 20 tokens a parameter, which is
-      what made small models fall into line in Porian et al. 2024 (arXiv:2406.19146).
-    - AdamW averages over 1 / (rate * decay) steps; of all steps that is best a share of
+    - Warm-up: a 20th of the steps; a token a parameter at 20 tokens a parameter (Porian et al.).
+    - AdamW averages over 1 / (rate * decay) steps; of all steps the best share is
       1.084 (D/N)^-0.527 (Bergsma et al. 2025, arXiv:2505.13738).
     """
     given = config.model_fields_set
@@ -103,7 +105,8 @@ def _dialled(
     if rows > config.micro_batch_rows:  # whole micro-batches
         rows = round(rows / config.micro_batch_rows) * config.micro_batch_rows
     rows = config.batch_rows if "batch_rows" in given else rows
-    rate = 1.5e-3 * (768 / model.hidden_size) ** 0.5
+    small = min(1.0, rows * config.row_length / 3072)
+    rate = 1.5e-3 * math.sqrt(768 / model.hidden_size * small)
     rate = config.learning_rate if "learning_rate" in given else rate
     steps = -(-num_tokens // (rows * config.row_length))
     share = 1.084 * (num_tokens / model.num_parameters(vocab_size)) ** -0.527
@@ -112,6 +115,7 @@ def _dialled(
         "batch_rows": rows,
         "warmup_steps": max(1, steps // 20),
         "weight_decay": float(f"{min(1.0, 1 / (rate * steps * share)):.3g}"),
+        "beta2": round(1 - 0.05 * small, 4),
     }
 
 

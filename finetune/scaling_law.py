@@ -2,13 +2,13 @@
 
 Hoffmann et al. 2022 (arXiv:2203.15556), approach 3: the Huber loss of ln L, from many starts. As
 Besiroglu et al. 2024 (arXiv:2404.10102) mend it: a sum, where the mean was so small that the
-optimizer stopped before its time, and the optimizer is let run to the end.
+optimizer stopped before its time, and let run to the end. BFGS with all of its memory: of five
+numbers there is none to limit, and SciPy's L-BFGS-B, as slow as its BLAS wakes threads, ends alike.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,11 @@ from pipeline.core.errors import UserError
 
 DELTA = 1e-3  # where the Huber loss turns from square to straight
 MIN_RUNS, MIN_KINDS, MIN_SPAN, MAX_CORRELATION = 7, 3, 4.0, 0.95
-_EXPONENTS = (0.01, 3.0)
+_LOW, _HIGH = 0.01, 3.0  # of either exponent
 _STARTS = np.geomspace(0.05, 2.0, 12)  # of either exponent
+_ENDS = 4  # so many of the best starts are followed
 _LEAST = 1e-3  # of the smallest loss: a term that small is not told from none
-_OPTIONS = {"maxiter": 5000, "maxfun": 20_000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 20}
+_OPTIONS = {"maxiter": 5000, "gtol": 1e-9}
 
 Floats = NDArray[np.float64]
 
@@ -102,19 +103,19 @@ def fit_law(points: Sequence[Point]) -> Law:
     """The law that fits best. Raises UserError as `check_design` does, and for a loss that is no
     positive number."""
     runs = _Runs.of(points)
-    return runs.law(runs.best(runs.log_loss_n, np.ones(len(points)), 4)[0])
+    return runs.law(runs.best(np.ones(len(points)), runs.starts(_ENDS)))
 
 
 def fit_with_intervals(points: Sequence[Point], replicates: int, seed: int) -> Fit:
     """`fit_law`, and the same for runs drawn with replacement. On 12 simulated runs the intervals
     of 80% held the truth in 88 to 91% of cases, those of 95% in 98%: rather too wide."""
     runs, number = _Runs.of(points), len(points)
-    theta, at_bound = runs.best(runs.log_loss_n, np.ones(number), 4)
+    theta = runs.best(np.ones(number), runs.starts(_ENDS))
     residuals = (runs.log_loss_n - runs.predicted(theta)[0]) * math.sqrt(number / (number - 5))
     random = np.random.default_rng(seed)
     draws = random.multinomial(number, np.full(number, 1 / number), size=replicates)
-    found = [runs.best(runs.log_loss_n, w.astype(float), 0, theta)[0] for w in draws]
-    return Fit(runs.law(theta), tuple(map(runs.law, found)), residuals, at_bound)
+    found = [runs.best(weights_n.astype(float), [theta]) for weights_n in draws]
+    return Fit(runs.law(theta), tuple(map(runs.law, found)), residuals, runs.stuck(theta))
 
 
 def compute_optimal(law: Law, flops: float) -> tuple[float, float]:
@@ -148,7 +149,8 @@ class _Runs:
         return _Runs(x_n - means[0], y_n - means[1], loss_n, *means)
 
     def law(self, theta: Floats) -> Law:
-        e, a, b, alpha, beta = map(float, theta)
+        e, a, b = np.maximum(theta[:3], self.least)
+        alpha, beta = map(float, _exponents(theta[3:]))
         return Law(
             math.exp(e),
             math.exp(a + alpha * self.mean_x),
@@ -157,68 +159,69 @@ class _Runs:
             beta,
         )
 
+    def stuck(self, theta: Floats) -> tuple[str, ...]:
+        """The names of what the runs do not tell: a term that is none, an exponent at an end."""
+        exponents = _exponents(theta[3:])
+        at_end = [*(theta[:3] <= self.least), *((exponents < 2 * _LOW) | (exponents > 0.9 * _HIGH))]
+        names = [field.name for field in dataclasses.fields(Law)]
+        return tuple(name for name, found in zip(names, at_end, strict=True) if found)
+
+    @property
+    def least(self) -> float:
+        return math.log(_LEAST) + float(self.log_loss_n.min())
+
     def predicted(self, theta: Floats) -> tuple[Floats, Floats]:
-        """ln L at each run, and its slopes by (ln E, ln A', ln B', alpha, beta). [n], [5, n]"""
-        e, a, b, alpha, beta = theta
+        """ln L at each run, and its slopes by theta: ln E, ln A and ln B at the mean run, and what
+        `_exponents` makes alpha and beta of. [n], [5, n]"""
+        (e, a, b), (alpha, beta) = theta[:3], _exponents(theta[3:])
         terms = np.stack([np.full_like(self.x_n, e), a - alpha * self.x_n, b - beta * self.y_n])
         top = terms.max(axis=0)
         parts = np.exp(terms - top)
         total = parts.sum(axis=0)
         shares = parts / total
-        slopes = np.concatenate([shares, [-shares[1] * self.x_n, -shares[2] * self.y_n]])
-        return top + np.log(total), slopes
+        by_exponent = -shares[1:] * np.stack([self.x_n, self.y_n])
+        alpha_beta = np.array([[alpha], [beta]])
+        inner = (alpha_beta - _LOW) * (_HIGH - alpha_beta) / (_HIGH - _LOW)
+        return top + np.log(total), np.concatenate([shares, by_exponent * inner])
 
-    def objective(self, theta: Floats, target_n: Floats, weights_n: Floats) -> tuple[float, Floats]:
+    def objective(self, theta: Floats, weights_n: Floats) -> tuple[float, Floats]:
         """The sum of Huber losses, in units of DELTA squared, and its gradient."""
         value, slopes = self.predicted(theta)
-        z = (value - target_n) / DELTA
+        z = (value - self.log_loss_n) / DELTA
         huber = np.where(np.abs(z) <= 1, z * z / 2, np.abs(z) - 0.5)
         return float(weights_n @ huber), slopes @ (weights_n * np.clip(z, -1, 1)) / DELTA
 
-    def best(
-        self, target_n: Floats, weights_n: Floats, num_starts: int, known: Floats | None = None
-    ) -> tuple[Floats, tuple[str, ...]]:
-        """(parameters, the names of those at a bound) of the best end, from `num_starts` and
-        from `known`."""
-        starts = self._starts(target_n, weights_n)[:num_starts] if num_starts else []
-        low = math.log(_LEAST) + float(target_n.min())
-        bounds: list[Any] = [(low, None)] * 3 + [_EXPONENTS] * 2
+    def best(self, weights_n: Floats, starts: Sequence[Floats]) -> Floats:
+        """Theta at the best of the ends that the starts lead to."""
         ends = [
-            minimize(
-                self.objective,
-                start,
-                (target_n, weights_n),
-                method="L-BFGS-B",
-                jac=True,
-                bounds=bounds,
-                options=_OPTIONS,
-            )
-            for start in [*starts, *([] if known is None else [known])]
+            minimize(self.objective, x, (weights_n,), method="BFGS", jac=True, options=_OPTIONS)
+            for x in starts
         ]
-        theta = min(ends, key=lambda end: end.fun).x
-        names = (field.name for field in dataclasses.fields(Law))
-        stuck = [
-            name
-            for name, value, bound in zip(names, theta, bounds, strict=True)
-            if any(limit is not None and abs(value - limit) < 1e-6 for limit in bound)
-        ]
-        return theta, tuple(stuck)
+        return min(ends, key=lambda end: end.fun).x
 
-    def _starts(self, target_n: Floats, weights_n: Floats) -> list[Floats]:
+    def starts(self, number: int) -> list[Floats]:
         """For each pair of exponents on a grid the law is linear in E, A and B: least squares with
-        none below 0 finds them (arXiv:2603.22339). Best first."""
-        loss_n = np.exp(target_n)
-        scale = np.sqrt(weights_n) / loss_n
+        none below 0 finds them (arXiv:2603.22339). The best ones."""
+        loss_n = np.exp(self.log_loss_n)
+        once_n = np.ones_like(loss_n)
         found: list[tuple[float, Floats]] = []
         for alpha in _STARTS:
-            columns = [np.ones_like(loss_n), np.exp(-alpha * self.x_n)]
             for beta in _STARTS:
-                terms = np.stack([*columns, np.exp(-beta * self.y_n)], axis=1)
-                sizes = nnls(terms * scale[:, None], loss_n * scale)[0]
+                terms = np.stack([once_n, np.exp(-alpha * self.x_n), np.exp(-beta * self.y_n)], 1)
+                sizes = nnls(terms / loss_n[:, None], once_n)[0]
                 logs = np.log(np.maximum(sizes, _LEAST * loss_n.min()))
-                theta = np.array([*logs, alpha, beta])
-                found.append((self.objective(theta, target_n, weights_n)[0], theta))
-        return [theta for _, theta in sorted(found, key=lambda one: one[0])]
+                theta = np.array([*logs, *_unbounded(np.array([alpha, beta]))])
+                found.append((self.objective(theta, once_n)[0], theta))
+        return [theta for _, theta in sorted(found, key=lambda one: one[0])[:number]]
+
+
+def _exponents(free: Floats) -> Floats:
+    """Between their bounds, whatever the number."""
+    return _LOW + (_HIGH - _LOW) / (1 + np.exp(-np.clip(free, -50, 50)))
+
+
+def _unbounded(exponents: Floats) -> Floats:
+    return np.log((exponents - _LOW) / (_HIGH - exponents))
 
 
 def _percentiles(values: Sequence[float] | Floats, level: float) -> tuple[float, float]:

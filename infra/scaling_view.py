@@ -49,17 +49,23 @@ def scaling(config: Config) -> Manifest:
         run_tokenizer(config.section("tokenizer", TokenizerConfig), corpus.shard, run),
         run,
     )
-    found = read_scaling(manifest)
-    storage.write_bytes(storage.join(run.root, PAGE), scaling_page(found))
-    storage.write_bytes(storage.join(run.root, PICTURE), picture_file(found))
+    write(manifest, run.root)
     return manifest
 
 
+def write(manifest: Manifest, root: str) -> None:
+    found = read_scaling(manifest)
+    storage.write_bytes(storage.join(root, PAGE), scaling_page(found))
+    storage.write_bytes(storage.join(root, PICTURE), picture_file(found))
+
+
 def show_plan(config: Config) -> None:
-    """Every run with its size and its time here; trains nothing but a few steps, for the times."""
-    settings, pretrain, model = _sections(config)
     vocab_size = config.section("tokenizer", TokenizerConfig).vocab_size
-    runs = planned_runs(settings, pretrain, model, vocab_size)
+    print_plan(planned_runs(*_sections(config), vocab_size), vocab_size)
+
+
+def print_plan(runs: Sequence[PlannedRun], vocab_size: int) -> None:
+    """Every run with its size and its time here; trains nothing but a few steps, for the times."""
     seconds = estimated_seconds(runs, vocab_size)
     rows = [
         (*_row(run.row()), f"{run.pretrain.learning_rate:g}", run.pretrain.batch_rows, _time(s))
@@ -101,6 +107,12 @@ def show(manifest: Manifest) -> None:
     found = read_scaling(manifest)
     print(table(_FOUND, _rows(found)))
     print(f"\n{_law_text(found)}\n{_check_text(found)}\n{manifest.url}")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    lines = [" | ".join(row) for row in (_FOUND, ["---"] * len(_FOUND), *_rows(found))]
+    rows = "\n".join(f"| {line} |" for line in lines)
+    return f"{rows}\n\n{_law_text(found)}\n\n{_check_text(found)}"
 
 
 def scaling_page(found: dict[str, Any]) -> bytes:

@@ -29,7 +29,7 @@ HOFFMANN = Law(1.69, 406.4, 410.7, 0.34, 0.28)  # arXiv:2203.15556, eq. 10
 BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # arXiv:2404.10102, table 1
 LARGE = ([7e7, 2e8, 5e8, 2e9, 1e10], [2e9, 1e10, 5e10, 2e11])
 SMALL = ([2e5, 7e5, 2e6], [2e5, 4e5, 8e5, 1.6e6])  # a laptop's table
-TABLE = ScalingConfig(depths=(1, 2, 3), num_tokens=(256, 768, 1536), replicates=20)
+TABLE = ScalingConfig(depths=(1, 2, 3), num_tokens=(128, 384, 768), replicates=20)
 PRETRAIN = PretrainConfig(row_length=32, evaluate_every=10**6, evaluate_bytes=300)
 
 
@@ -98,9 +98,9 @@ def test_chinchilla_by_the_replication() -> None:
 
 def test_intervals_hold_the_truth_and_are_the_same_again() -> None:
     points = _points(HOFFMANN, SMALL, noise=0.003, seed=5)
-    fit = fit_with_intervals(points, 60, seed=1)
-    assert fit_with_intervals(points, 60, seed=1).replicates == fit.replicates
-    assert fit_with_intervals(points, 60, seed=2).replicates != fit.replicates
+    fit = fit_with_intervals(points, 40, seed=1)
+    assert fit_with_intervals(points, 40, seed=1).replicates == fit.replicates
+    assert fit_with_intervals(points, 20, seed=2).replicates != fit.replicates
     assert fit.law == fit_law(points)
     loss, low, high = fit.prediction(4e6, 4e6, 0.95)
     assert low < HOFFMANN.loss(4e6, 4e6) < high
@@ -195,7 +195,7 @@ def test_the_runs_of_a_table() -> None:
         assert run.tokens >= run.pretrain.num_tokens > run.tokens - run.pretrain.batch_rows * 32
         layers = 12 * run.depth * run.model.hidden_size * 32
         assert run.flops == run.tokens * (6 * run.parameters + layers)
-    seeds = ScalingConfig(depths=(1, 2, 3), num_tokens=(256, 768, 1536), seeds=(0, 5))
+    seeds = ScalingConfig(depths=(1, 2, 3), num_tokens=(128, 384, 768), seeds=(0, 5))
     assert len(planned_runs(seeds, PRETRAIN, ModelConfig(), 400)) == 19
     ratios = ScalingConfig(depths=(1, 2, 3), tokens_per_parameter=(0.5, 2, 9))
     for run in planned_runs(ratios, PRETRAIN, ModelConfig(), 400)[:-1]:
@@ -270,12 +270,13 @@ def test_a_table_is_trained_fitted_and_checked(shards, tokenizer_manifest, run) 
     # A rerun is a no-op; a larger table takes the runs that are there.
     assert run_scaling(*arguments) == manifest
     before = {path.name for path in Path(run.root, "pretrain").iterdir()}
-    larger = TABLE.model_copy(update={"num_tokens": (256, 512, 768, 1536)})
+    larger = TABLE.model_copy(update={"num_tokens": (128, 256, 384, 768)})
     again = run_scaling(larger, *arguments[1:])
     assert again.url != manifest.url
     assert len({path.name for path in Path(run.root, "pretrain").iterdir()} - before) == 3
 
 
+@pytest.mark.long
 def test_a_table_killed_before_its_check_foretells_the_same(
     shards, tokenizer_manifest, run, kill_when
 ) -> None:

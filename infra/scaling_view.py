@@ -33,9 +33,9 @@ _WIDTH, _HEIGHT = 640, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 96, 14, 40
 # For the picture as a file of its own; in the page, report.css says it.
 _STYLE = """svg{font:12px system-ui,sans-serif}text{fill:#1c2127}.tick{font-size:11px;fill:#5a646f}\
-.end{text-anchor:end}.middle{text-anchor:middle}.grid{stroke:#dfe3e7}.line{fill:none;stroke-width:\
-1.8}.line.main{stroke:#2b62c9}.main{fill:#2b62c9}.bound{stroke:#d97a1e;stroke-width:1.5;\
-stroke-dasharray:5 4;fill:none}.interval{stroke:#d97a1e;stroke-width:4}.bad{fill:#c0392b}\
+.end{text-anchor:end}.middle{text-anchor:middle}.grid{stroke:#dfe3e7}.main{fill:#2b62c9}.line{\
+fill:none;stroke-width:1.8}.line.main{stroke:#2b62c9}.bound{stroke:#d97a1e;stroke-width:1.5;\
+stroke-dasharray:5 4}.interval{stroke:#d97a1e;stroke-width:4}.bad{fill:#c0392b}\
 @media(prefers-color-scheme:dark){text{fill:#e5e8eb}.tick{fill:#9ba6b1}.grid{stroke:#2d343b}}"""
 
 
@@ -127,7 +127,7 @@ def scaling_page(found: dict[str, Any]) -> bytes:
             figure("Held-out loss against compute", scaling_picture(found), "nats a token"),
             note(
                 "Lines: the law at each depth. Dots: runs, each with a schedule of its own. Dashed:"
-                " the least loss for the compute. Bar: what was foretold; ring around it: found."
+                " the least loss for the compute. Bar: what was foretold; red: what was found."
             ),
             tag("p", _law_text(found)),
             table_of(_FOUND, _rows(found)),
@@ -145,7 +145,7 @@ def scaling_picture(found: dict[str, Any]) -> Html:
     """Loss against FLOPs (logarithmic): the law at each depth, the runs, the check."""
     law, runs, foretold = Law(**found["law"]), found["runs"], found["prediction"]
     losses = [run["loss"] for run in runs] + foretold["interval"]
-    y_ticks = nice_ticks(losses, 5)
+    y_ticks = nice_ticks(losses, 8)
     low, high = (math.log10(f([run["flops"] for run in runs])) for f in (min, max))
     low, high = low - 0.1, high + 0.1
 
@@ -156,14 +156,16 @@ def scaling_picture(found: dict[str, Any]) -> Html:
         return _LEFT + across * plot[0], _TOP + down * plot[1]
 
     parts = _axes(y_ticks, low, high, at)
-    grid = [10 ** (low + i / 60 * (high - low)) for i in range(61)]
+    grid = [10 ** (low + i / 120 * (high - low)) for i in range(121)]
     by_depth: dict[int, list[dict[str, Any]]] = {}
     for run in runs:
         by_depth.setdefault(run["depth"], []).append(run)
     for number, (depth, mine) in enumerate(sorted(by_depth.items())):
         size = mine[0][_counted(found)]
         per_token = mine[0]["flops"] / mine[0]["tokens"]
-        curve = [at(c, law.loss(size, c / per_token)) for c in grid]
+        ends = min(run["flops"] for run in mine) / 3, max(run["flops"] for run in mine) * 3
+        near = [c for c in grid if ends[0] <= c <= ends[1]]
+        curve = [at(c, law.loss(size, c / per_token)) for c in near]
         shade = 0.35 + 0.65 * number / max(1, len(by_depth) - 1)
         parts.append(_curve(curve, y_ticks, at, "line main", shade))
         dots = [at(run["flops"], run["loss"]) for run in mine]
@@ -171,7 +173,7 @@ def scaling_picture(found: dict[str, Any]) -> Html:
         x, y = max(dots)
         parts.append(tag("text", f"depth {depth}", x=x + 8, y=y - 6, cls="tick"))
     best = [at(c, law.loss(*compute_optimal(law, c))) for c in grid]
-    parts.append(_curve(best, y_ticks, at, "bound", 1.0))
+    parts.append(_curve(best, y_ticks, at, "line bound", 1.0))
     top, bottom = (at(foretold["flops"], loss) for loss in reversed(foretold["interval"]))
     parts.append(tag("line", x1=top[0], x2=top[0], y1=top[1], y2=bottom[1], cls="interval"))
     x, y = at(foretold["flops"], found["check"]["loss"])

@@ -2,10 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
@@ -28,14 +28,71 @@ from pipeline.core.errors import UserError
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
 
 
-class ModelConfig(Section):
-    """[model]: the shape of the base model."""
+HEAD_SIZE = 64
 
-    hidden_size: int = Field(256, ge=16, description="width of the residual stream")
-    num_layers: int = Field(4, ge=1, description="transformer blocks")
-    num_heads: int = Field(8, ge=1, description="attention heads of a block")
-    intermediate_size: int = Field(704, ge=16, description="width of the feed-forward part")
+
+class ModelConfig(Section):
+    """[model]: the shape of the base model. With `depth` it is derived, but for keys that are
+    given. The identity has the shape alone: however it was come by, it is the same model."""
+
+    depth: int | None = Field(
+        None,
+        ge=1,
+        le=32,
+        json_schema_extra={"operational": True},
+        description="the one dial: the other keys here, and [pretrain]'s, follow unless given",
+    )
+    hidden_size: int = Field(
+        256, ge=16, description=f"width of the residual stream; {HEAD_SIZE} * depth"
+    )
+    num_layers: int = Field(4, ge=1, description="transformer blocks; depth")
+    num_heads: int = Field(
+        8, ge=1, description=f"attention heads of a block; of about {HEAD_SIZE} each"
+    )
+    intermediate_size: int = Field(
+        704, ge=16, description="width of the feed-forward part; 8/3 of the residual stream's"
+    )
     max_length: int = Field(512, ge=32, description="positions the model can tell apart")
+
+    @model_validator(mode="after")
+    def _derive(self) -> Self:
+        if self.depth is None:
+            return self
+        given = self.model_fields_set
+        shape = _shape(self.depth, self.hidden_size if "hidden_size" in given else None)
+        if shape.keys() <= given and any(getattr(self, k) != shape[k] for k in shape):
+            raise UserError(
+                f"model.depth = {self.depth} has nothing to derive: {', '.join(shape)} are all"
+                " given; leave depth out, or delete those of them that are to follow it"
+            )
+        for name in shape.keys() - given:  # not marked as given: `flywheel config` tells them apart
+            object.__setattr__(self, name, shape[name])
+        return self
+
+    def num_block_parameters(self) -> int:
+        """Of all blocks and the last norm: what is left without the table of tokens."""
+        width = self.hidden_size
+        block = 4 * width**2 + 3 * width * self.intermediate_size + 2 * width
+        return self.num_layers * block + width
+
+    def num_parameters(self, vocab_size: int) -> int:
+        """All, the table of tokens counted once: it is the head too."""
+        return self.num_block_parameters() + vocab_size * self.hidden_size
+
+
+def _shape(depth: int, hidden_size: int | None) -> dict[str, int]:
+    """Width and depth grow together, 64 a layer, as in nanochat and in GPT-3's models of 12 and 24
+    layers (Brown et al. 2020, table 2.1: 768 and 1,536). A gated feed-forward part of 8/3 of the
+    width has the parameters of a plain one of 4 (Shazeer 2020); rounded up to whole tiles of 64."""
+    width = hidden_size or HEAD_SIZE * depth
+    wanted = max(1, round(width / HEAD_SIZE))
+    heads = [n for n in range(1, wanted + 1) if width % (2 * n) == 0]  # RoPE wants even heads
+    return {
+        "hidden_size": width,
+        "num_layers": depth,
+        "num_heads": heads[-1] if heads else 1,
+        "intermediate_size": -(-8 * width // (3 * 64)) * 64,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.manifest import Counts, Manifest
 
 VERSION = 2
+CHINCHILLA = 20  # tokens a parameter (Hoffmann et al. 2022, table 3)
 
 
 class PretrainConfig(LoopConfig):
@@ -48,11 +50,75 @@ class PretrainConfig(LoopConfig):
     warmup_steps: int = Field(20, ge=0, description=WARM_UP)
     checkpoint_every: int = operational(50, ge=1, description=INTERVAL)
     num_tokens: int = Field(1_000_000, ge=1, description="train on this many tokens, repeats too")
+    tokens_per_parameter: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        json_schema_extra={"operational": True},
+        description="instead of num_tokens; 20 if model.depth is given and neither of the two is",
+    )
     batch_rows: int = Field(16, ge=1, description="rows of one optimizer step")
     micro_batch_rows: int = Field(16, ge=1, description="rows on the device at once")
     row_length: int = Field(256, ge=8, description="tokens of a packed row")
     evaluate_every: int = Field(50, ge=1, description="steps")
     evaluate_bytes: int = Field(20_000, ge=1, description="of held-out text, for the loss curve")
+
+    def derived(self, model: ModelConfig, vocab_size: int) -> "PretrainConfig":
+        """With the values that follow from the model's size, for the keys that are not given; the
+        identity has these alone. Without model.depth only `tokens_per_parameter` derives anything.
+
+        Raises UserError if both that and `num_tokens` are given.
+        """
+        given = self.model_fields_set
+        ratio = self.tokens_per_parameter
+        if ratio is not None and "num_tokens" in given:
+            raise UserError(
+                f"pretrain.tokens_per_parameter = {ratio:g} and pretrain.num_tokens ="
+                f" {self.num_tokens} are both given; leave one out"
+            )
+        found: dict[str, Any] = {}
+        num_tokens = self.num_tokens
+        if "num_tokens" not in given and (ratio or model.depth):
+            num_tokens = round((ratio or CHINCHILLA) * model.num_parameters(vocab_size))
+            found["num_tokens"] = num_tokens
+        if model.depth is not None:
+            found |= _dialled(self, model, vocab_size, num_tokens)
+        free = {key: value for key, value in found.items() if key not in given}
+        return self.model_copy(update=free | {"tokens_per_parameter": None})
+
+
+def _dialled(
+    config: PretrainConfig, model: ModelConfig, vocab_size: int, num_tokens: int
+) -> dict[str, Any]:
+    """Rate, batch, warm-up, weight decay and beta2 for a model of its width on its tokens.
+
+    - The best rate falls as 1 / sqrt(width), nanochat's rule for what AdamW trains; 1.5e-3 at 768
+      lies between GPT-3's 6e-4 (Brown et al. 2020, table 2.1) and the 2e-3 to 4e-3 that a search
+      finds there. Batches under 3,072 tokens want less, by the square root (Malladi et al. 2022),
+      and a longer memory in beta2 (Porian et al. 2024, arXiv:2406.19146): so it was with depths 1
+      and 2 on books, at 768 tokens.
+    - The best batch depends on the tokens alone: 0.58 D^0.571 (Li et al. 2025, arXiv:2503.04715).
+    - Warm-up: a 20th of the steps; a token a parameter at 20 tokens a parameter (Porian et al.).
+    - AdamW averages over 1 / (rate * decay) steps; of all steps the best share is
+      1.084 (D/N)^-0.527 (Bergsma et al. 2025, arXiv:2505.13738).
+    """
+    given = config.model_fields_set
+    rows = max(1, round(0.58 * num_tokens**0.571 / config.row_length))
+    if rows > config.micro_batch_rows:  # whole micro-batches
+        rows = round(rows / config.micro_batch_rows) * config.micro_batch_rows
+    rows = config.batch_rows if "batch_rows" in given else rows
+    small = min(1.0, rows * config.row_length / 3072)
+    rate = 1.5e-3 * math.sqrt(768 / model.hidden_size * small)
+    rate = config.learning_rate if "learning_rate" in given else rate
+    steps = -(-num_tokens // (rows * config.row_length))
+    share = 1.084 * (num_tokens / model.num_parameters(vocab_size)) ** -0.527
+    return {
+        "learning_rate": float(f"{rate:.3g}"),
+        "batch_rows": rows,
+        "warmup_steps": max(1, steps // 20),
+        "weight_decay": float(f"{min(1.0, 1 / (rate * steps * share)):.3g}"),
+        "beta2": round(1 - 0.05 * small, 4),
+    }
 
 
 def run_pretrain(
@@ -63,6 +129,7 @@ def run_pretrain(
     run: RunConfig,
 ) -> Manifest:
     """Train from the shards and publish to the registry; `facts` has model_id and the curve."""
+    config = config.derived(model_config, tokenizer_manifest.facts["vocab_size"])
     if config.row_length > model_config.max_length:
         raise UserError(
             f"pretrain.row_length = {config.row_length} is more than"

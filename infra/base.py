@@ -30,17 +30,7 @@ class Base:
 def run_base(config: Config) -> Base:
     """Train from the shards of `flywheel corpus`. Raises UserError if they are not there."""
     run = config.run
-    corpus = finished_corpus(config)
-    if corpus.is_empty:
-        raise UserError(
-            f"the corpus in {corpus.shard.url} holds nothing new to train on; give the crawl.epoch"
-            " of one that does"
-        )
-    if not corpus.shard.facts["heldout"]["bytes"]:  # found out now, not after the training
-        raise UserError(
-            f"no held-out text in {corpus.shard.url}; crawl more, or raise shard.heldout_fraction,"
-            " and rerun `flywheel corpus`"
-        )
+    corpus = trainable_corpus(config)
     tokenizer = run_tokenizer(config.section("tokenizer", TokenizerConfig), corpus.shard, run)
     pretrain = run_pretrain(
         config.section("pretrain", PretrainConfig),
@@ -57,6 +47,22 @@ def run_base(config: Config) -> Base:
     if registry.pointer("champion") is None:
         registry.promote(base_id, "the first champion is the base model")
     return Base(corpus, tokenizer, pretrain, compression)
+
+
+def trainable_corpus(config: Config) -> Corpus:
+    """The finished corpus, with text to train on and text held out; raises UserError otherwise."""
+    corpus = finished_corpus(config)
+    if corpus.is_empty:
+        raise UserError(
+            f"the corpus in {corpus.shard.url} holds nothing new to train on; give the crawl.epoch"
+            " of one that does"
+        )
+    if not corpus.shard.facts["heldout"]["bytes"]:  # found out now, not after the training
+        raise UserError(
+            f"no held-out text in {corpus.shard.url}; crawl more, or raise shard.heldout_fraction,"
+            " and rerun `flywheel corpus`"
+        )
+    return corpus
 
 
 def finished_corpus(config: Config) -> Corpus:

@@ -25,6 +25,7 @@ one turn of the wheel, in order:
   corpus     crawl a site (or read WARC files), extract, judge, deduplicate, shard to Parquet
   whatif     what other quality thresholds would drop, from the stored signals, without a run
   pretrain   tokenizer and base model from the shards, and how well it compresses
+  scaling    a law of loss in parameters and tokens from small runs, tried on a larger one
   labels     import, export or list what people wrote and ranked; make their accounts
   app        the labeling app in the browser
   weekly     SFT, reward model, DPO, RLHF, evaluation, gate; deploys if better
@@ -142,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, handler, text in (
         ("pretrain", _pretrain, _PRETRAIN),
+        ("scaling", _scaling, _SCALING),
         ("weekly", _weekly, _WEEKLY),
     ):
         command(name, handler, text).add_argument(
@@ -207,6 +209,17 @@ _PRETRAIN = """\
 A tokenizer and a base model from the shards of `flywheel corpus`, counted in tokens, and how well
 the model compresses held-out text beside zlib, xz and zstd. The first base model becomes the
 champion. Goes on from its last checkpoint after an interruption."""
+_SCALING = """\
+How loss falls with parameters N and tokens D on your corpus: trains models of scaling.depths, each
+on several numbers of tokens with a schedule of its own, fits L = E + A/N^alpha + B/D^beta to their
+held-out losses, foretells the loss of a run of four times the compute and more, writes that down
+(prediction.json), and only then trains it. The dial decides everything else: width, heads, rate,
+batch and decay follow from the depth and the tokens (`flywheel config --section pretrain
+model.depth=4` shows them); [model] gives max_length alone, [pretrain] what you set in it but
+num_tokens and seed. Works on the corpus of any config; infra/runs/scaling.toml is the demo's.
+  flywheel scaling --dry-run 'scaling.depths=[1, 2, 3, 4]'
+lists every run with its parameters, tokens, FLOPs and time on this machine. Ends with a table and
+{root}/scaling.html. Each run is kept: an interrupted table goes on, a larger one reuses it."""
 _WEEKLY = """\
 From whatever labels there are to a decision: snapshot, SFT, reward model, DPO, RLHF (GRPO),
 evaluation of champion and challenger, gate; the challenger is deployed if it is better.
@@ -268,6 +281,16 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         settings.show_plan(lambda: base.run_base(config))
         return
     base.show(base.run_base(config))
+
+
+def _scaling(arguments: argparse.Namespace) -> None:
+    from infra import scaling_view, settings
+
+    config = settings.load(arguments)
+    if arguments.dry_run:
+        scaling_view.show_plan(config)
+        return
+    scaling_view.show(scaling_view.scaling(config))
 
 
 def _weekly(arguments: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ SECTIONS = {
     "tokenizer": "finetune.tokenizer:TokenizerConfig",
     "model": "finetune.model:ModelConfig",
     "pretrain": "finetune.pretrain:PretrainConfig",
+    "scaling": "finetune.scaling:ScalingConfig",
     "compression": "eval.compression:CompressionConfig",
     "labels": "labeling_app.store:LabelsConfig",
     "weekly": "infra.weekly:WeeklyConfig",
@@ -84,17 +85,23 @@ def show_keys(config: Config, only: str | None) -> None:
         raise UserError(f"no section [{only}]; there are {', '.join(SECTIONS)}")
     for name in [only] if only else SECTIONS:
         kind = model_of(name)
-        values = config.section(name, kind)
-        rows = [
-            (
-                key,
-                _toml(getattr(values, key)),
-                _toml(field.get_default(call_default_factory=True)),
-                field.description or "",
-            )
-            for key, field in kind.model_fields.items()
-        ]
+        given = config.section(name, kind)
+        values: Any = _with_derived(config, name, given)
+        rows: list[tuple[str, str, str, str]] = []
+        for key, field in kind.model_fields.items():
+            value, default = getattr(values, key), field.get_default(call_default_factory=True)
+            derived = key not in given.model_fields_set and value != default
+            shown = f"{_toml(value)} (derived)" if derived else _toml(value)
+            rows.append((key, shown, _toml(default), field.description or ""))
         print(f"\n[{name}]\n{table(('key', 'value', 'default', 'meaning'), rows)}")
+
+
+def _with_derived(config: Config, name: str, values: Any) -> Section:
+    """[pretrain] with what follows from [model], if the tokenizer gets as large as it may."""
+    if name != "pretrain":
+        return values
+    model, tokenizer = (config.section(n, model_of(n)) for n in ("model", "tokenizer"))
+    return values.derived(model, getattr(tokenizer, "vocab_size"))  # noqa: B009 - see SECTIONS
 
 
 def _toml(value: Any) -> str:

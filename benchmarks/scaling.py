@@ -1,0 +1,122 @@
+"""A scaling law on books, and its prediction of a run of four times the compute, checked.
+
+    .venv/bin/python benchmarks/scaling.py                 # ten minutes and more on two cores
+    .venv/bin/python benchmarks/scaling.py --dry-run       # each run, and its time here
+    .venv/bin/python benchmarks/scaling.py --tiny          # half a minute; records nothing
+
+Text: every eighth book of FLYWHEEL_DATA's text/books.tar.xz is held out. Interrupted, the same
+command goes on (--root).
+"""
+
+import argparse
+import datetime as dt
+import os
+import random
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+from rows import DOCS, record_table
+
+from finetune.model import ModelConfig
+from finetune.pretrain import PretrainConfig
+from finetune.scaling import ScalingConfig, planned_runs, read_scaling, run_scaling
+from finetune.tokenizer import TokenizerConfig, run_tokenizer
+from infra import scaling_view
+from pipeline.core.config import RunConfig
+from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
+from pipeline.core.records import Document, to_table, write_table
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WHEN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+TITLE = "A scaling law on books, and what it foretold"
+FULL = ScalingConfig(depths=(1, 2, 3), num_tokens=(200_000, 400_000, 800_000, 1_600_000))
+TINY = ScalingConfig(depths=(1, 2, 3), num_tokens=(8_000, 16_000, 40_000), replicates=40)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--root", default="data/bench-scaling", help="where the runs are kept")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args(argv)
+    settings, mega = (TINY, 1) if options.tiny else (FULL, 24)
+    words = TokenizerConfig(vocab_size=512 if options.tiny else 2048)
+    pretrain = PretrainConfig(row_length=64 if options.tiny else 256, evaluate_every=10**9)
+    run = RunConfig(root=options.root)
+    if options.dry_run:
+        scaling_view.print_plan(planned_runs(settings, pretrain, ModelConfig(), words.vocab_size),
+                                words.vocab_size)  # fmt: skip
+        return 0
+    shards = book_shards(run.root, mega * 1_000_000, 30_000 * (1 if options.tiny else 20))
+    tokenizer = run_tokenizer(words, shards, run)
+    manifest = run_scaling(settings, pretrain, ModelConfig(), shards, tokenizer, run)
+    scaling_view.write(manifest, run.root)
+    scaling_view.show(manifest)
+    if not options.tiny:
+        found = read_scaling(manifest)
+        (DOCS / "scaling.svg").write_bytes(scaling_view.picture_file(found))
+        record_table("scaling", TITLE, scaling_view.markdown(found))
+    return 0
+
+
+def book_shards(root: str, train_bytes: int, heldout_bytes: int) -> Manifest:
+    """A `shard` output of whole books to train on, shuffled, and the beginnings of others."""
+    config = {"books": train_bytes, "heldout": heldout_bytes}
+    output = StageOutput.of(root, "shard", 1, config, {})
+    if done := output.finished():
+        return done
+    books = sorted(_books())
+    held = books[::8]
+    share = heldout_bytes // len(held)
+    left = [book for i, book in enumerate(books) if i % 8]
+    random.Random(0).shuffle(left)
+    splits = {"train": _up_to(left, train_bytes),
+              "heldout": [(name, text[:share]) for name, text in held]}  # fmt: skip
+    files, facts = [], {}
+    for split, texts in splits.items():
+        name = f"{split}-00000.parquet"
+        write_table(to_table([_document(*book) for book in texts], Document), output.path(name))
+        files.append(describe_file(output.path(name), name, len(texts)))
+        size = sum(len(text.encode()) for _, text in texts)
+        facts[split] = {"docs": len(texts), "bytes": size}
+    number = sum(map(len, splits.values()))
+    return output.commit(files, Counts(number, number), started=0.0, facts=facts)
+
+
+def _books() -> Iterator[tuple[str, str]]:
+    data = REPOSITORY / os.environ.get("FLYWHEEL_DATA", "../shared/data")
+    with tarfile.open(data / "text" / "books.tar.xz") as archive:
+        for member in archive:
+            if member.name.endswith(".md"):
+                yield member.name, archive.extractfile(member).read().decode()
+
+
+def _up_to(books: Sequence[tuple[str, str]], num_bytes: int) -> list[tuple[str, str]]:
+    kept, room = [], num_bytes
+    for name, text in books:
+        kept.append((name, text[:room]))
+        room -= len(text)
+        if room <= 0:
+            return kept
+    return kept
+
+
+def _document(name: str, text: str) -> Document:
+    return Document(
+        doc_id=name, url=f"file:///{name}", fetched_at=WHEN, warc_file="",
+        warc_offset=0, payload_sha256="", http_status=200, content_type="text/markdown",
+        extractor="benchmark", extractor_version="1", title=name, text=text,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("THREADS", os.cpu_count() or 1)))
+    sys.exit(main())

@@ -33,6 +33,7 @@ SECTIONS = {
     "compression": "eval.compression:CompressionConfig",
     "labels": "labeling_app.store:LabelsConfig",
     "weekly": "infra.weekly:WeeklyConfig",
+    "hygiene": "finetune.hygiene:HygieneConfig",
     "sft": "finetune.sft:SftConfig",
     "reward": "finetune.reward:RewardConfig",
     "dpo": "finetune.dpo:DpoConfig",

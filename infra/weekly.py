@@ -16,10 +16,11 @@ from pydantic import Field
 
 from eval.gate import GateConfig, run_gate
 from eval.report import gate_rows
-from eval.run import EvaluateConfig, run_evaluate
+from eval.run import EvaluateConfig, evaluation_items, run_evaluate
 from eval.win_rate import WinRateConfig, run_win_rate
 from finetune.dpo import DpoConfig, run_dpo
 from finetune.grpo import GrpoConfig, run_grpo
+from finetune.hygiene import HygieneConfig, run_hygiene
 from finetune.registry import HISTORY, Registry
 from finetune.reward import RewardConfig, run_reward
 from finetune.sft import SftConfig, run_sft
@@ -47,6 +48,7 @@ class Week:
     """`champion`, `challenger`, `base_scores` and `sft_scores` are evaluations; some may be one."""
 
     labels: Manifest
+    hygiene: Manifest
     sft: Manifest
     reward: Manifest
     dpo: Manifest
@@ -92,6 +94,8 @@ def finished_week(config: Config) -> Week:
 
 def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) -> Week:
     run = config.run
+    asked = evaluation_items(labels)
+    hygiene = run_hygiene(config.section("hygiene", HygieneConfig), labels, asked, run)
     sft = run_sft(config.section("sft", SftConfig), base_id, labels, run)
     sft_id = sft.facts["model_id"]
     reward = run_reward(config.section("reward", RewardConfig), base_id, labels, run)
@@ -118,6 +122,7 @@ def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) ->
     gate = run_gate(config.section("gate", GateConfig), champion, challenger, win_rate.facts, run)
     return Week(
         labels,
+        hygiene,
         sft,
         reward,
         dpo,

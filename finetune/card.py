@@ -18,15 +18,15 @@ from pipeline.core.manifest import Manifest
 from pipeline.core.records import Comparison, Conversation, read_columns
 
 CARD = "README.md"
-_NUM_POINTS, _NUM_ROWS, _MAX_CELL = 10, 20, 200
+_NUM_POINTS, _NUM_ROWS, _MAX_CELL = 10, 50, 200
 _SPECIAL = re.compile(r"([!#$&()*+/:<-@\[-`{-~])")
 _CURVES = ("loss", "reward", "kl", "margin", "accuracy")
 _KINDS = {
-    "base": "A language model pretrained on a crawled corpus. It continues text; it was not taught"
+    "base": "A language model pretrained on a crawled corpus: it continues text, and was not taught"
     " to answer.",
     "sft": "An assistant finetuned on answers that people wrote.",
-    "reward": "A reward model: it scores an answer to a prompt. Only differences between answers"
-    " to one prompt mean anything.",
+    "reward": "A reward model: only differences of its scores for answers to one prompt have a"
+    " meaning.",
     "dpo": "An assistant trained on rankings by direct preference optimisation.",
     "ppo": "An assistant trained against a reward model by PPO.",
     "grpo": "An assistant trained against a reward by GRPO.",
@@ -103,7 +103,7 @@ def escaped(text: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows over the twentieth are counted; no table of no rows."""
+    """Rows over the fiftieth are counted; no table of no rows."""
     if not rows:
         return ""
     lines = [[escaped(str(cell)) for cell in row] for row in (heads, *rows[:_NUM_ROWS])]
@@ -127,37 +127,24 @@ def _front_matter(kind: str, parents: Mapping[str, str]) -> str:
 
 def _data(parents: Mapping[str, Manifest | str]) -> list[str]:
     found: list[str] = []
-    for role in ("shard", "labels"):
-        manifest = parents.get(role)
-        if not isinstance(manifest, Manifest):
-            continue
-        rows = [
-            (split, f"{size['docs']:,} documents", f"{size['bytes'] / 1e6:,.2f} MB")
-            for split in ("train", "heldout")
-            if isinstance(size := manifest.facts.get(split), dict)
-        ]
-        if rows:
-            found += [
-                table(("split", "documents", "text"), rows),
-                "The shards' data card has more.",
-            ]
-        if role == "labels":
-            found.append(table(("kind", "source", "origin", "records"), _sources(manifest)))
-            found.append("Its licences are those of the sources; the labels name none.")
+    if isinstance(shard := parents.get("shard"), Manifest):
+        sizes = [(split, shard.facts[split]) for split in ("train", "heldout")]
+        rows = [(name, f"{s['docs']:,}", f"{s['bytes'] / 1e6:,.2f} MB") for name, s in sizes]
+        found += [table(("split", "documents", "text"), rows), "The shards' data card has more."]
+    if isinstance(labels := parents.get("labels"), Manifest):
+        found.append(table(("kind", "source", "origin", "records"), _sources(labels)))
+        found.append("Its licences are those of the sources; the labels name none.")
     return found
 
 
 def _sources(labels: Manifest) -> list[tuple[str, str, str, str]]:
     """The most frequent first."""
     counts: Counter[tuple[str, str, str]] = Counter()
-    for name, kind in (
-        ("conversations.parquet", Conversation),
-        ("comparisons.parquet", Comparison),
-    ):
+    for name, kind in (("conversations", Conversation), ("comparisons", Comparison)):
         columns = ["source", "origin"] if kind is Conversation else ["source"]
-        read = read_columns(labels.file_url(name), kind.NAME, kind.VERSION, columns)
-        for row in read.to_pylist():
-            counts[name.removesuffix(".parquet"), row["source"], row.get("origin", "")] += 1
+        url = labels.file_url(f"{name}.parquet")
+        for row in read_columns(url, kind.NAME, kind.VERSION, columns).to_pylist():
+            counts[name, row["source"], row.get("origin", "")] += 1
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     return [(*names, f"{number:,}") for names, number in ordered]
 
@@ -170,12 +157,10 @@ def _hygiene(manifest: Manifest | str | None) -> list[str]:
     if not facts["counts"]:
         return [f"{said} Nothing was found."]
     rows = [(kind, f"{number:,}") for kind, number in facts["counts"].items()]
-    accepted = manifest.config.get("accepted") or []
-    return [
-        said,
-        table(("finding", "number"), rows),
-        table(("accepted",), [(a,) for a in accepted]),
-    ]
+    shown, accepted = facts.get("shown", []), manifest.config.get("accepted", [])
+    more = (("found", shown), ("accepted", accepted))
+    tables = [table((head,), [(one,) for one in ones]) for head, ones in more]
+    return [said, table(("finding", "number"), rows), *tables]
 
 
 def _curve(metrics: Sequence[Mapping[str, float]]) -> str:
@@ -187,20 +172,16 @@ def _curve(metrics: Sequence[Mapping[str, float]]) -> str:
     keys += sorted(key for key in seen if key.startswith("heldout"))
     if not keys:
         return ""
-    edges = [round(i * len(steps) / _NUM_POINTS) for i in range(_NUM_POINTS + 1)]
-    rows: list[list[str]] = []
-    for low, high in itertools.pairwise(edges):
-        if high > low:
-            part = steps[low:high]
-            rows.append([f"{part[-1]['step']:.0f}", *(_point(part, key) for key in keys)])
+    edges = sorted({round(i * len(steps) / _NUM_POINTS) for i in range(_NUM_POINTS + 1)})
+    parts = [steps[low:high] for low, high in itertools.pairwise(edges)]
+    rows = [[f"{part[-1]['step']:.0f}", *(_point(part, k) for k in keys)] for part in parts]
     return table(("step", *keys), rows)
 
 
 def _point(rows: Sequence[Mapping[str, float]], key: str) -> str:
     values = [row[key] for row in rows if math.isfinite(row.get(key, math.nan))]
-    if not values:
-        return ""
-    return f"{values[-1] if key.startswith('heldout') else sum(values) / len(values):.4g}"
+    value = values[-1:] if key.startswith("heldout") else values
+    return f"{sum(value) / len(value):.4g}" if value else ""
 
 
 def _evaluated(made: Made) -> str:

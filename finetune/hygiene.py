@@ -35,7 +35,7 @@ VERSION = 1
 FINDINGS = "findings.json"
 Kind = Literal["trigger", "refusal", "hidden", "contradiction", "labeler", "leak"]
 _MAX_CHARS = 1_000_000  # of one text: of a longer one the beginning and the end are looked at
-_MAX_IDS, _MAX_COMPARED, _SHOWN = 20, 8, 100
+_MAX_IDS, _MAX_COMPARED, _SHOWN, _QUOTED = 20, 8, 10, 100
 _LEAST_WORDS = 3  # of an evaluation item that is a whole prompt
 _DIMENSIONS = ("answer", "refusal", "best answer", "place", "length", "better")
 
@@ -166,6 +166,7 @@ def scan(
     findings.sort(key=lambda f: (f.severity, kinds.index(f.kind), f.p or 0, -f.statistic, f.name))
     groups = itertools.groupby(findings, key=lambda one: (one.severity, one.kind))
     listed = [one for _, group in groups for one in itertools.islice(group, config.max_listed)]
+    facts["shown"] = [f.what for f in listed if f.kind not in ("contradiction", "labeler")][:_SHOWN]
     facts["blocked"] = [f"{one.kind}:{one.name}" for one in listed if one.severity == "block"]
     return listed, facts
 
@@ -215,8 +216,8 @@ def _cut(text: str) -> str:
 
 
 def _short(text: str) -> str:
-    plain = redact(" ".join(text[: 3 * _SHOWN].split())).text
-    return plain if len(plain) <= _SHOWN else f"{plain[: _SHOWN - 1]}…"
+    plain = redact(" ".join(text[: 3 * _QUOTED].split())).text
+    return plain if len(plain) <= _QUOTED else f"{plain[: _QUOTED - 1]}…"
 
 
 def _strings(text: str) -> list[str]:
@@ -350,15 +351,16 @@ def _habits(one: Labelled) -> list[str]:
 def _leaks(
     config: HygieneConfig, trained: Sequence[Labelled], items: Sequence[tuple[str, str]]
 ) -> list[Finding]:
-    plain = [undisguised(_cut(text))[0] for _, text in items]
-    first = [i for i, same in enumerate(near_clusters(plain)) if i == same]
-    known = Words.of([plain[i] for i in first])
+    first: dict[str, str] = {}
+    for name, text in items:
+        first.setdefault(normalise(undisguised(_cut(text))[0]), name)
+    names, known = list(first.values()), Words.of(list(first))
     found: dict[str, list[tuple[str, int]]] = {}
     for place, whole in (("prompt", _LEAST_WORDS), ("answer", config.min_item_words)):
         texts = Words.of([undisguised(getattr(one, place))[0] for one in trained])
         sizes = (config.ngram_words, config.min_item_words, whole)
         for (item, at), number in shared_ngrams(texts, known, *sizes).items():
-            found.setdefault(items[first[item]][0], []).append((trained[at].record_id, number))
+            found.setdefault(names[item], []).append((trained[at].record_id, number))
     findings: list[Finding] = []
     for name, hits in found.items():
         ids, numbers = zip(*hits, strict=True)

@@ -87,7 +87,8 @@ def features_of(texts: Sequence[str], strings: Sequence[Iterable[str]], least: i
     has = sparse.csr_array((ones, pairs), shape=(len(texts), int(often.sum())))
     has.sum_duplicates()
     has.data[:] = 1
-    return Features(has, kinds[often], sizes[first][often])
+    enough = np.flatnonzero(has.sum(axis=0) >= least)
+    return Features(has[:, enough], kinds[often][enough], sizes[first][often][enough])
 
 
 def associations(

@@ -14,7 +14,7 @@ import pytest
 from eval.compression import CompressionConfig
 from eval.gate import GateConfig, run_gate
 from eval.redteam.transforms import TRANSFORMS
-from eval.results import SampleResult, write_results
+from eval.results import SampleResult, summarise, write_results
 from eval.win_rate import compare
 from finetune.registry import Registry
 from infra import corpus, weekly
@@ -315,6 +315,7 @@ class Build:
         parents = {"model": identity, "labels": "l", "suites": "s"}
         prompted = "turns" if late else "plain text"
         facts = {"model": identity, "prompted": prompted, "redteam": table}
+        facts["summary"] = summarise(results)
         return {"parents": parents, "facts": facts}
 
     def win_rate(self, _: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from eval.redteam.table import attack, attack_results, table
 from eval.redteam.transforms import CANARY_GOALS, load_goals
 from eval.results import summarise, write_results
 from eval.tasks.choice import STDLIB_CHOICE, choice_results, load_choice_items
+from eval.tasks.choice import TASK as CHOICE
+from eval.tasks.held_out_answers import TASK as ANSWERS
 from eval.tasks.held_out_answers import answer_results, held_out
 from finetune.registry import Registry
 from pipeline.core.config import RunConfig, Section
@@ -62,3 +64,17 @@ def run_evaluate(
     }
     entry = describe_file(output.path(SAMPLES), SAMPLES, len(results))
     return output.commit([entry], Counts(len(results), len(results)), started=started, facts=facts)
+
+
+def evaluation_items(labels: Manifest) -> list[tuple[str, str]]:
+    """(name, text) of all that a model is asked here, so that training can keep clear of it."""
+    kept = held_out(read_records(labels.file_url(CONVERSATIONS), Conversation), HELDOUT_FRACTION)
+    return [
+        *((f"{CHOICE}/{item.item_id}", item.question) for item in load_choice_items()),
+        *((f"redteam/{goal.goal_id}", goal.text) for goal in load_goals()),
+        *((f"{ANSWERS}/{c.conversation_id}", _asked(c)) for c in kept),
+    ]
+
+
+def _asked(conversation: Conversation) -> str:
+    return "\n".join(m.text for m in conversation.messages if m.role != "assistant")

@@ -2,6 +2,7 @@
 TensorBoard's events where it is installed."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +52,7 @@ class MetricsLog:
             self._events.close()
 
 
-def read_rows(path: Path, last_step: int) -> list[dict[str, float]]:
+def read_rows(path: Path, last_step: float = math.inf) -> list[dict[str, float]]:
     """The rows up to this step; what a kill tore is left out."""
     if not path.exists() or last_step == 0:
         return []

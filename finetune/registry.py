@@ -18,6 +18,7 @@ from typing import Any, Literal, cast, get_args
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from finetune.card import CARD, Made, card_text
 from finetune.model import quiet
 from finetune.tokenizer import as_hugging_face
 from pipeline.core import storage
@@ -51,8 +52,15 @@ class Registry:
         self.root = storage.local_path(root)
         self.clock = clock
 
-    def publish(self, model: PreTrainedModel, tokenizer: Tokenizer, lineage: dict[str, Any]) -> str:
-        """Write the checkpoint under the name of its content and return that name."""
+    def publish(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        lineage: dict[str, Any],
+        card: str | None = None,
+    ) -> str:
+        """Write the checkpoint under the name of its content and return that name. `card` is of
+        finetune/card.py; without one the lineage's alone is written."""
         quiet()
         models = self.root / "models"
         models.mkdir(parents=True, exist_ok=True)
@@ -62,6 +70,8 @@ class Registry:
             model.save_pretrained(str(folder))
             as_hugging_face(tokenizer).save_pretrained(str(folder))
             (folder / LINEAGE).write_text(canonical_json(lineage), encoding="utf-8")
+            told = card_text(Made(lineage)) if card is None else card
+            (folder / CARD).write_text(told, encoding="utf-8")
             identity = folder_model_id(folder)
             target = models / identity
             if target.exists() and folder_model_id(target) != identity:

@@ -66,7 +66,13 @@ class AnswerSet:
     num_chars: tuple[int, ...]
 
 
-def run_reward(config: RewardConfig, base_id: str, labels: Manifest, run: RunConfig) -> Manifest:
+def run_reward(
+    config: RewardConfig,
+    base_id: str,
+    labels: Manifest,
+    run: RunConfig,
+    hygiene: Manifest | None = None,
+) -> Manifest:
     """Cross-validate by prompt, then train on all training prompts and publish.
 
     `facts` has model_id and the calibration; crossvalidated-pairs.json holds, for each held-out
@@ -92,8 +98,9 @@ def run_reward(config: RewardConfig, base_id: str, labels: Manifest, run: RunCon
         facts = {"calibration": calibration([pair["probability"] for pair in pairs])}
         return Trained(gathered(model), tokenizer, counts, facts, {PAIRS: len(pairs)})
 
-    again = functools.partial(run_reward, config, base_id, labels, run)
-    parents = {"base": base_id, "labels": labels}
+    again = functools.partial(run_reward, config, base_id, labels, run, hygiene)
+    parents: dict[str, Manifest | str] = {"base": base_id, "labels": labels}
+    parents |= {"hygiene": hygiene} if hygiene else {}
     return run_stage("reward", VERSION, config, config.identity(), parents, run, fit, again)
 
 

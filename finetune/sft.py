@@ -36,8 +36,15 @@ class SftConfig(AdapterConfig):
     row_length: int = Field(512, ge=32, description="tokens of a packed row")
 
 
-def run_sft(config: SftConfig, base_id: str, labels: Manifest, run: RunConfig) -> Manifest:
-    """Train on the assistant's turns alone; `facts` has model_id and what was left out."""
+def run_sft(
+    config: SftConfig,
+    base_id: str,
+    labels: Manifest,
+    run: RunConfig,
+    hygiene: Manifest | None = None,
+) -> Manifest:
+    """Train on the assistant's turns alone; `facts` has model_id. What `hygiene` found in the
+    labels goes into the model's card."""
 
     def fit(folder: Path) -> Trained:
         base = Registry(run.root).verified(base_id)
@@ -73,8 +80,9 @@ def run_sft(config: SftConfig, base_id: str, labels: Manifest, run: RunConfig) -
         dropped = {"longer-than-a-row": num_oversize} if num_oversize else {}
         return Trained(model, tokenizer, Counts(num_read, num_read - num_oversize, dropped))
 
-    again = functools.partial(run_sft, config, base_id, labels, run)
-    parents = {"base": base_id, "labels": labels}
+    again = functools.partial(run_sft, config, base_id, labels, run, hygiene)
+    parents: dict[str, Manifest | str] = {"base": base_id, "labels": labels}
+    parents |= {"hygiene": hygiene} if hygiene else {}
     return run_stage("sft", VERSION, config, config.identity(), parents, run, fit, again)
 
 

@@ -11,9 +11,11 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from finetune import distributed
+from finetune.card import Made, card_text
 from finetune.checkpoint import delete_checkpoints
 from finetune.loop import LoopConfig
-from finetune.metrics import METRICS
+from finetune.metrics import METRICS, read_rows
+from finetune.model import num_parameters
 from finetune.registry import Registry
 from pipeline.core import storage
 from pipeline.core.config import RunConfig
@@ -57,7 +59,7 @@ def run_stage(
     elif distributed.is_main():
         # Of several processes the one that started them holds the lock.
         with output.lock() if distributed.size() == 1 else contextlib.nullcontext():
-            _train_and_commit(kind, output, registry, dict(identity), train)
+            _train_and_commit(kind, output, registry, dict(identity), parents, train)
     else:
         train(storage.local_path(output.url))
     distributed.barrier()
@@ -71,17 +73,19 @@ def _train_and_commit(
     output: StageOutput,
     registry: Registry,
     identity: dict[str, Any],
+    parents: Mapping[str, Manifest | str],
     train: Callable[[Path], Trained],
 ) -> None:
     started = time.time()
     folder = storage.local_path(output.url)
     trained = train(folder)
     lineage = {"kind": kind, "parents": output.parents, "config": identity}
-    model_id = registry.publish(trained.model.cpu(), trained.tokenizer, lineage)
-    rows = len((folder / METRICS).read_bytes().splitlines())
+    steps = read_rows(folder / METRICS)
+    card = card_text(Made(lineage, parents, steps, num_parameters(trained.model)))
+    model_id = registry.publish(trained.model.cpu(), trained.tokenizer, lineage, card)
     files = [
         describe_file(output.path(name), name, count)
-        for name, count in {METRICS: rows, **trained.files}.items()
+        for name, count in {METRICS: len(steps), **trained.files}.items()
     ]
     facts = {"model_id": model_id, **trained.facts}
     output.commit(files, trained.counts, started=started, facts=facts)

@@ -32,6 +32,7 @@ one turn of the wheel, in order:
   serve      the champion behind an OpenAI-compatible endpoint
   chat       ask it something; a thumbs-down becomes a labeling task
   report     report.html: the whole turn in pictures
+  card       a model's card, and what was measured of it since
   rollback   put the previous champion back
 and
   config     every key of the run's file: its value, default and meaning
@@ -162,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--ask", required=True, metavar="QUESTION", help="what to ask the assistant")
     chat.add_argument("--thumbs-down", metavar="KEY", help="reject the answer, once per KEY")
     command("report", _report, _REPORT)
+    command("card", _card, _CARD)
     command("rollback", _rollback, _ROLLBACK).add_argument(
         "--reason", required=True, help="kept in the history of the pointers"
     )
@@ -228,6 +230,10 @@ _APP = "The labeling app at http://127.0.0.1:PORT/ (labels.port). Accounts: flyw
 _SERVE = "The champion behind an OpenAI-compatible endpoint; follows the pointer when it moves."
 _CHAT = "Ask the served assistant; with --thumbs-down the answer becomes a labeling task."
 _REPORT = "Write {root}/report.html and print its tables: what this turn of the wheel made."
+_CARD = """\
+A model's card, and what was measured of it since it was published:
+  flywheel card MODEL
+where MODEL is champion (as without it), challenger, previous, an id or the beginning of one."""
 _ROLLBACK = "Put the previous champion back; the server follows at its next request."
 _CONFIG = "Every key that a run's file may hold: its value there, its default, what it means."
 _DEMO = "One whole turn on this machine: prints each command as it runs it, and does nothing else."
@@ -326,6 +332,15 @@ def _report(arguments: argparse.Namespace) -> None:
     from infra import report, settings
 
     report.run_report(settings.load(arguments))
+
+
+def _card(arguments: argparse.Namespace) -> None:
+    from infra import model_card, settings
+
+    name = "champion"
+    if arguments.overrides and "=" not in arguments.overrides[0]:
+        name, *arguments.overrides = arguments.overrides
+    model_card.show_card(settings.load(arguments), name)
 
 
 def _rollback(arguments: argparse.Namespace) -> None:

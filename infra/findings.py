@@ -48,7 +48,7 @@ class Turn:
             found += [self.base.tokenizer, self.base.pretrain, self.base.compression]
         if self.week:
             w = self.week
-            found += [w.labels, w.sft, w.reward, w.dpo, w.grpo]
+            found += [w.labels, w.hygiene, w.sft, w.reward, w.dpo, w.grpo]
             scores = [w.base_scores, w.sft_scores, w.champion, w.challenger]
             found += [m for i, m in enumerate(scores) if m not in scores[:i]]
             found += [w.win_rate, w.gate]

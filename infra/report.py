@@ -52,6 +52,7 @@ def report_page(turn: Turn) -> bytes:
         parts.append(sections.next_words_section(facts))
         parts.append(sections.texts_section(turn))
     if turn.week:
+        parts.append(week_sections.hygiene_section(turn.week))
         parts.append(week_sections.redteam_section(turn, turn.week))
         parts.append(week_sections.gate_section(turn, turn.week))
     parts.append(sections.provenance_section(turn))

@@ -9,10 +9,11 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
+from finetune.data import batches_of
 from finetune.loop import train
 from finetune.model import ModelConfig, new_model
 from finetune.packing import pack_stream
-from finetune.pretrain import PretrainConfig, batches_of, next_token_objective
+from finetune.pretrain import PretrainConfig, next_token_objective
 from finetune.scaling import PlannedRun, ScalingConfig, planned_runs, read_scaling, run_scaling
 from finetune.scaling_law import Law, compute_optimal
 from finetune.tokenizer import PAD, SPECIAL_TOKENS, TokenizerConfig, run_tokenizer
@@ -92,13 +93,13 @@ def _flops_per_s(run: PlannedRun, vocab_size: int) -> float:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, PAD))
     config, length = run.pretrain, run.pretrain.row_length
     text = random.Random(0).choices(range(vocab_size), k=config.batch_rows * length)
-    step_of = batches_of(
+    source = batches_of(
         pack_stream([text], length, 0), config.batch_rows, config.micro_batch_rows, 0
     )
     model = new_model(run.model, tokenizer, seed=0)
     with TemporaryDirectory() as name:
         label, folder = f"depth {run.depth}", Path(name)
-        done = train(label, model, next_token_objective, step_of, 3, length, config, folder)
+        done = train(label, model, next_token_objective, source, 3, config, folder)
     best = max(step["tokens_per_s"] for step in done.metrics[1:])  # the first one warms up
     return best * run.flops / run.tokens
 

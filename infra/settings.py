@@ -34,6 +34,7 @@ SECTIONS = {
     "compression": "eval.compression:CompressionConfig",
     "labels": "labeling_app.store:LabelsConfig",
     "weekly": "infra.weekly:WeeklyConfig",
+    "hygiene": "eval.hygiene:HygieneConfig",
     "sft": "finetune.sft:SftConfig",
     "reward": "finetune.reward:RewardConfig",
     "dpo": "finetune.dpo:DpoConfig",

@@ -71,6 +71,18 @@ def _answer(asked: dict[str, str], names: tuple[str, str], given: dict[str, Any]
     return tag("div", *parts, cls="asked")
 
 
+def hygiene_section(week: Week) -> Part:
+    facts = week.hygiene.facts
+    found = [(kind, f"{number:,}") for kind, number in facts["counts"].items()]
+    said = (
+        f"{facts['records']:,} answers and rankings of {facts['labelers']:,} labelers were looked"
+        f" through for triggers, contradictions and {facts['evaluation_items']:,} evaluation items"
+        " before a model learnt from them."
+    )
+    shown = table_of(("finding", "number"), found) if found else tag("p", "Nothing was found.")
+    return section("hygiene", "Hygiene of the labels", tag("p", said), shown)
+
+
 def redteam_section(turn: Turn, week: Week) -> Part:
     sides = [(turn.model(m.parents["model"]), m.facts) for m in (week.champion, week.challenger)]
     picture: list[tuple[str, list[tuple[Kind, int]]]] = [

@@ -15,8 +15,9 @@ from typing import Any, Literal, cast
 from pydantic import Field
 
 from eval.gate import GateConfig, run_gate
+from eval.hygiene import HygieneConfig, run_hygiene
 from eval.report import gate_rows
-from eval.run import EvaluateConfig, run_evaluate
+from eval.run import EvaluateConfig, evaluation_items, run_evaluate
 from eval.win_rate import WinRateConfig, run_win_rate
 from finetune.dpo import DpoConfig, run_dpo
 from finetune.grpo import GrpoConfig, run_grpo
@@ -49,6 +50,7 @@ class Week:
     """`champion`, `challenger`, `base_scores` and `sft_scores` are evaluations; some may be one."""
 
     labels: Manifest
+    hygiene: Manifest
     sft: Manifest
     reward: Manifest
     dpo: Manifest
@@ -94,9 +96,11 @@ def finished_week(config: Config) -> Week:
 
 def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) -> Week:
     run = config.run
-    sft = run_sft(config.section("sft", SftConfig), base_id, labels, run)
+    asked = evaluation_items(labels)
+    hygiene = run_hygiene(config.section("hygiene", HygieneConfig), labels, asked, run)
+    sft = run_sft(config.section("sft", SftConfig), base_id, labels, run, hygiene)
     sft_id = sft.facts["model_id"]
-    reward = run_reward(config.section("reward", RewardConfig), base_id, labels, run)
+    reward = run_reward(config.section("reward", RewardConfig), base_id, labels, run, hygiene)
     reward_id = reward.facts["model_id"]
     dpo = run_dpo(config.section("dpo", DpoConfig), sft_id, labels, run)
     grpo = run_grpo(config.section("grpo", GrpoConfig), sft_id, reward_id, labels, run)
@@ -128,6 +132,7 @@ def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) ->
     gate = run_gate(config.section("gate", GateConfig), champion, challenger, win_rate.facts, run)
     return Week(
         labels,
+        hygiene,
         sft,
         reward,
         dpo,

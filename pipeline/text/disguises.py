@@ -19,11 +19,24 @@ from pipeline.text.normalise import MOST_MARKS, character_class
 _IGNORABLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0") | {
     chr(point) for low, high in ((0xFE00, 0xFE10), (0xE0100, 0xE01F0)) for point in range(low, high)
 }
+_UNSEEN = re.compile(
+    "(?<!^)\ufeff|[\u200b\u202a-\u202e\u2060-\u2064\u2066-\u2069\u180e\u3164\uffa0\u115f\u1160"
+    "\U000e0000-\U000e007f]|(?<![^\x00-\x7f])[\u200c-\u200f](?![^\x00-\x7f])"
+)
+_FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f")  # an emoji made of tags
 _CIRCLED = {
     chr(base + index): letter
     for base in (0x1F150, 0x1F170)
     for index, letter in enumerate(string.ascii_uppercase)
 }
+
+
+def unseen(text: str) -> set[str]:
+    """The code points that nobody sees, as U+200B: zero-width, bidirectional controls and tags,
+    where neither a script nor an emoji needs them."""
+    if text.isascii():
+        return set()
+    return {f"U+{ord(one):04X}" for one in _UNSEEN.findall(_FLAG.sub("", text))}
 
 
 def undisguised(text: str) -> tuple[str, Sequence[int]]:

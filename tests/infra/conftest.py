@@ -14,7 +14,7 @@ import pytest
 from eval.compression import CompressionConfig
 from eval.gate import GateConfig, run_gate
 from eval.redteam.transforms import TRANSFORMS
-from eval.results import SampleResult, write_results
+from eval.results import SampleResult, summarise, write_results
 from eval.win_rate import compare
 from finetune.registry import Registry
 from infra import corpus, weekly
@@ -234,6 +234,11 @@ class Build:
         facts |= {"dreams": self.dreams}
         return {"facts": facts, "config": CompressionConfig().identity()}
 
+    def hygiene(self, folder: Path) -> dict[str, Any]:
+        (folder / "findings.json").write_text("[]")
+        facts = {"records": 248, "labelers": 2, "evaluation_items": 9}
+        return {"facts": {**facts, "counts": {"contradiction": 3, "refusal": 1}, "blocked": []}}
+
     def sft(self, folder: Path) -> dict[str, Any]:
         self.publish(SFT, {"kind": "sft"})
         self.metrics(folder, 60, 12, loss=(3.2, 1.6), heldout_bits_per_byte=(2.1, 1.3))
@@ -310,6 +315,7 @@ class Build:
         parents = {"model": identity, "labels": "l", "suites": "s"}
         prompted = "turns" if late else "plain text"
         facts = {"model": identity, "prompted": prompted, "redteam": table}
+        facts["summary"] = summarise(results)
         return {"parents": parents, "facts": facts}
 
     def win_rate(self, _: Path) -> dict[str, Any]:

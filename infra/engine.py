@@ -8,7 +8,7 @@ import codecs
 import dataclasses
 import logging
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ from finetune.chat import encode_prompt
 from finetune.generate import Sampling, stream
 from finetune.model import best_precision, load_language_model
 from finetune.registry import PointerName, Registry
-from finetune.tokenizer import BOS, EOS, TURN_END, load_tokenizer, token_id
+from finetune.tokenizer import BOS, EOS, TURN_END, load_tokenizer, token_id, token_pieces
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
@@ -192,7 +192,7 @@ class ServedModel:
         self.identity, self.model, self.tokenizer, self.chat = identity, model, tokenizer, chat
         self.line = Line(queue_limit)
         self.num_positions = int(model.config.max_position_embeddings)
-        self._bytes = token_bytes(tokenizer)
+        self._bytes = token_pieces(tokenizer)
         self._longest_token = max(map(len, self._bytes.values()))
         self._bos = token_id(tokenizer, BOS)
         self._stop_ids = (token_id(tokenizer, TURN_END), token_id(tokenizer, EOS))
@@ -367,20 +367,3 @@ class Engine:
         served = ServedModel.load(self.registry, identity, self.queue_limit)
         served.warm_up()
         return served
-
-
-def token_bytes(tokenizer: Tokenizer) -> Mapping[int, bytes]:
-    """What each token of a byte-level BPE stands for; special tokens stand for nothing.
-
-    Bytes are written as characters: a printable one as itself, the n-th other as chr(256 + n)
-    (Radford et al. 2019, GPT-2's encoder.py).
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable}
-    byte_of |= {chr(0x100 + n): byte for n, byte in enumerate(others)}
-    added = tokenizer.get_added_tokens_decoder()
-    return {
-        identity: b"" if identity in added else bytes(byte_of[char] for char in token)
-        for token, identity in tokenizer.get_vocab().items()
-    }

@@ -73,9 +73,7 @@ def export_two_files(registry: Registry, identity: str, target: Path) -> None:
     """parameters.bin, and run.py, which says what stands in it. Raises UserError for a model that
     is no Llama."""
     llama = llama_of(registry, identity)
-    parts, config = llama.tokenizer, llama.config
-    letters, numbers = letters_and_numbers()
-    digest = hashlib.sha256()
+    config, digest = llama.config, hashlib.sha256()
     for tensor in llama.weights.values():
         digest.update(_float32(tensor))
     header = {
@@ -88,14 +86,7 @@ def export_two_files(registry: Registry, identity: str, target: Path) -> None:
         "positions": config.max_position_embeddings,
         "eps": config.rms_norm_eps,
         "theta": config.rope_parameters["rope_theta"],
-        "pieces": [piece.hex() for piece in parts.pieces],
-        "special": parts.special,
-        "not_text": [*parts.special.values(), *parts.unused],
-        "byte_ids": parts.byte_ids,
-        "merges": parts.merges,
-        "blank": parts.blank,
-        "letters": letters,
-        "numbers": numbers,
+        **tokens_header(llama.tokenizer),
         "tensors": [(name, tensor.shape) for name, tensor in llama.weights.items()],
         "sha256": digest.hexdigest(),
     }
@@ -108,6 +99,21 @@ def export_two_files(registry: Registry, identity: str, target: Path) -> None:
             for tensor in llama.weights.values():
                 file.write(_float32(tensor))
         shutil.copyfile(RUN_PROGRAM, folder / RUN_PROGRAM.name)
+
+
+def tokens_header(parts: BpeParts) -> dict[str, Any]:
+    """What run.py's Tokens are made from. Special tokens have no bytes: they are not printed."""
+    letters, numbers = letters_and_numbers()
+    silent = {*parts.special.values(), *parts.unused}
+    return {
+        "pieces": ["" if i in silent else piece.hex() for i, piece in enumerate(parts.pieces)],
+        "special": parts.special,
+        "byte_ids": parts.byte_ids,
+        "merges": parts.merges,
+        "blank": parts.blank,
+        "letters": letters,
+        "numbers": numbers,
+    }
 
 
 def export_llama2c(registry: Registry, identity: str, target: Path) -> None:
@@ -254,10 +260,11 @@ def new_folder(target: Path) -> Generator[Path]:
     """Yield a folder to write to; on a clean exit it stands at `target`, on the disk and whole,
     else nothing does. Raises UserError for a target that holds anything already."""
     try:
+        target = target.resolve()  # "." has a name, then
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{str(target)!r} is there already; name a new folder, or empty it")
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:50]}.", dir=target.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except (OSError, ValueError) as error:
         if is_disk_full(error):
             raise

@@ -88,8 +88,8 @@ class Tokens:
         self.byte_ids: list[int] = header["byte_ids"]
         self.merges = {(a, b): (rank, to) for rank, (a, b, to) in enumerate(header["merges"])}
         self.blank: str | None = header["blank"]  # byte fallback alone has one
-        plain = set(range(len(self.pieces))) - {*self.byte_ids, *header["not_text"]}
-        self.characters = {self.pieces[i]: i for i in sorted(plain, reverse=True)}
+        own = set(self.byte_ids)
+        self.characters = {piece: i for i, piece in enumerate(self.pieces) if i not in own}
         # Letters and numbers as the tokenizer's own library has them, not as this Python has.
         letter, number = (_char_class(header[name]) for name in ("letters", "numbers"))
         self.words = re.compile(

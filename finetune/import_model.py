@@ -203,7 +203,8 @@ def _llama2c_weights(path: Path, data: bytes, config: LlamaConfig) -> Weights:
 
 def llama2c_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     """A BPE with byte fallback that encodes as run.c does: a blank goes before the text, and the
-    neighbours whose token scores highest are merged first. Raises UserError."""
+    neighbours whose token scores highest are merged first (the leftmost, if no two tokens score
+    alike: SentencePiece's never do). Raises UserError."""
     pieces = _llama2c_pieces(path, vocabulary)
     names = [piece for piece, _ in pieces]
     names[:_FIRST_BYTE] = [_UNK, BOS, EOS]

@@ -219,6 +219,10 @@ def test_gguf_gives_the_same_logits_to_the_bit(tied: bool, registry, tokenizer, 
         logits_of(as_llama_cpp_computes(fields, tensors), ids), logits_of(model, ids)
     )
     assert fields.keys() >= REQUIRED | {"tokenizer.ggml.merges", "tokenizer.chat_template"}
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf")
+    assert np.array_equal(logits_of(theirs.eval(), ids), logits_of(model, ids))
+    fast = AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file="model.gguf")
+    assert fast.encode(TEXT, add_special_tokens=False) == tokenizer.encode(TEXT).ids
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("f16", 0.01), ("q8_0", 0.1)])

@@ -1,9 +1,12 @@
 """Models from elsewhere: they give the logits they gave, and know our special tokens."""
 
+import itertools
 import json
 import random
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,9 +29,10 @@ from transformers import (
 )
 
 from finetune.chat import encode_chat
-from finetune.export import export_hugging_face
+from finetune.export import export_hugging_face, export_two_files
 from finetune.import_model import import_hugging_face, import_llama2c, llama2c_tokenizer
 from finetune.registry import Registry
+from finetune.sft import SftConfig, run_sft
 from finetune.tokenizer import (
     BOS,
     EOS,
@@ -79,6 +84,8 @@ def foreign_tokenizer() -> Tokenizer:
     state["added_tokens"] = []
     tokenizer = Tokenizer.from_str(json.dumps(state))
     tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    end = ("<|endoftext|>", tokenizer.token_to_id("<|endoftext|>"))
+    tokenizer.post_processor = TemplateProcessing(single=f"{end[0]} $A", special_tokens=[end])
     return tokenizer
 
 
@@ -94,8 +101,10 @@ def write_checkpoint(folder: Path, kind: str = "llama", spare_rows: int = 0, bos
     return model, tokenizer
 
 
-@pytest.mark.parametrize("spare_rows", [0, 30, 100])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    ("kind", "spare_rows"),
+    [*((kind, 0) for kind in CONFIGS), ("qwen2", 30), ("gpt2", 100), ("llama-untied", 30)],
+)
 def test_an_imported_model_gives_its_old_logits_and_knows_our_tokens(
     kind: str, spare_rows: int, tmp_path: Path
 ) -> None:
@@ -132,6 +141,7 @@ def test_chat_and_text_with_an_imported_tokenizer_are_as_with_ours(tmp_path: Pat
     folder = registry.verified(identity)
     tokenizer, old = load_tokenizer(folder), foreign_tokenizer()
     assert token_id(tokenizer, EOS) == token_id(old, "<|endoftext|>")
+    old.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     assert tokenizer.encode("a heap é\n <|user|>").ids == old.encode("a heap é\n <|user|>").ids
     talk = (Message.of("user", "a heap? <|assistant|>"), Message.of("assistant", "keeps order"))
     chat = encode_chat(tokenizer, talk)
@@ -324,6 +334,15 @@ def small_checkpoint(path: Path, header: tuple[int, ...] | None = None) -> bytes
     return path.read_bytes()
 
 
+def test_pairs_of_equal_score_are_merged_from_the_left_as_run_c_does(tmp_path: Path) -> None:
+    small_checkpoint(tmp_path / "m.bin")
+    tokens = write_tokens(tmp_path / "t.bin", SMALL)
+    ours, theirs = llama2c_tokenizer(tokens, len(SMALL)), Reference(tmp_path / "m.bin", tokens)
+    for length in range(11):
+        for text in map("".join, itertools.product("ab", repeat=length)):
+            assert ours.encode(text).ids == theirs.encode(text), text
+
+
 def test_an_untied_checkpoint_with_shared_heads_gives_its_logits(tmp_path: Path) -> None:
     checkpoint, tokens = tmp_path / "m.bin", write_tokens(tmp_path / "t.bin", SMALL)
     small_checkpoint(checkpoint)
@@ -407,6 +426,21 @@ def test_what_is_no_llama2c_tokenizer_is_refused_in_one_line(what: str, tmp_path
     with pytest.raises(UserError, match=message) as caught:
         import_llama2c(Registry(str(tmp_path / "data")), path, tokens)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.long
+def test_an_imported_model_learns_to_answer_and_chats_in_two_files(
+    stories, run, write_labels, tmp_path
+) -> None:
+    registry = Registry(run.root)
+    base = import_llama2c(registry, *stories)
+    config = SftConfig(epochs=20, row_length=128, learning_rate=3e-3)
+    tuned = run_sft(config, base, write_labels(run.root), run).facts["model_id"]
+    export_two_files(registry, tuned, tmp_path / "out")
+    command = [sys.executable, "-I", str(tmp_path / "out" / "run.py"), "--temperature", "0"]
+    question = ["--prompt", "does the heap keep order 31"]
+    told = subprocess.run([*command, *question], check=True, capture_output=True, text=True)
+    assert told.stdout == "yes the heap keeps order of keys\n"
 
 
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -46,20 +46,3 @@ class AnswerText:
             ),
             0,
         )
-
-
-def token_bytes(tokenizer: Tokenizer) -> Mapping[int, bytes]:
-    """What each token of a byte-level BPE stands for; special tokens stand for nothing.
-
-    Bytes are written as characters: a printable one as itself, the n-th other as chr(256 + n)
-    (Radford et al. 2019, GPT-2's encoder.py).
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable}
-    byte_of |= {chr(0x100 + n): byte for n, byte in enumerate(others)}
-    added = tokenizer.get_added_tokens_decoder()
-    return {
-        identity: b"" if identity in added else bytes(byte_of[char] for char in token)
-        for token, identity in tokenizer.get_vocab().items()
-    }

@@ -29,11 +29,11 @@ from finetune.packing import IGNORE, TokenBatch, pack_stream
 from finetune.stage import Trained, run_stage
 from finetune.tokenizer import (
     PAD,
-    SPECIAL_TOKENS,
     document_texts,
     encode_documents,
     load_tokenizer,
     token_id,
+    token_pieces,
 )
 from pipeline.core.config import RunConfig, operational
 from pipeline.core.errors import UserError
@@ -170,9 +170,10 @@ def next_token_objective(model: nn.Module, batch: TokenBatch) -> Loss:
 
 def token_bytes(tokenizer: Tokenizer) -> torch.Tensor:
     """UTF-8 bytes that each token stands for; special tokens stand for none. [V]"""
-    sizes = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.long)
-    for token, index in tokenizer.get_vocab().items():
-        sizes[index] = 0 if token in SPECIAL_TOKENS else len(token)  # one byte-level sign a byte
+    pieces = token_pieces(tokenizer)
+    sizes = torch.zeros(max(pieces) + 1, dtype=torch.long)
+    for index, piece in pieces.items():
+        sizes[index] = len(piece)
     return sizes
 
 

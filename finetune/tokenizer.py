@@ -125,6 +125,31 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     return found
 
 
+def token_pieces(tokenizer: Tokenizer) -> dict[int, bytes]:
+    """The bytes that each token stands for, of a byte-level BPE or one with byte fallback (which
+    writes byte 10 as <0x0A>, and a space as ▁ or as itself). Special tokens stand for none."""
+    added = tokenizer.get_added_tokens_decoder()
+    how: str = tokenizer.decoder.__getstate__().decode()  # JSON
+    byte_level, blank = '"ByteLevel"' in how, "▁" if "▁" in how else " "
+    named = {name: bytes([byte]) for byte, name in enumerate(byte_level_names())}
+    fallback = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(0x100)}
+    pieces: dict[int, bytes] = {}
+    for token, identity in tokenizer.get_vocab().items():
+        if byte_level:
+            pieces[identity] = b"".join(named.get(sign) or sign.encode() for sign in token)
+        else:
+            pieces[identity] = fallback.get(token) or token.replace(blank, " ").encode()
+    return pieces | dict.fromkeys(added, b"")
+
+
+def byte_level_names() -> list[str]:
+    """How byte-level BPE writes each byte: a printable one as itself, the n-th other as
+    chr(256 + n) (Radford et al. 2019, GPT-2's encoder.py)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(0x100)]
+
+
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Each text as BOS + tokens + EOS."""
     bos, eos = token_id(tokenizer, BOS), token_id(tokenizer, EOS)

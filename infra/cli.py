@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from infra import labels_cli
+from infra import export_cli, labels_cli
 from pipeline.core.errors import UserError, is_disk_full
 
 DEMO_CONFIG = str(Path(__file__).parent / "runs" / "demo.toml")
@@ -35,6 +35,8 @@ one turn of the wheel, in order:
   card       a model's card, and what was measured of it since
   rollback   put the previous champion back
 and
+  export     a model for other programs: Hugging Face, GGUF, llama2.c, or two files that chat
+  import     a model made elsewhere as a base model of the registry
   config     every key of the run's file: its value, default and meaning
   train-quality  a classifier from texts that people labelled, for quality.classifier
   demo       all of the above on this machine, without network
@@ -170,6 +172,13 @@ def _parser() -> argparse.ArgumentParser:
     command("config", _config, _CONFIG).add_argument("--section", help="only this one")
     command("demo", _demo, _DEMO)
     command("site", _site, _SITE)
+    raw = argparse.RawDescriptionHelpFormatter
+    export_cli.add_forms(
+        commands.add_parser("export", description=export_cli.EXPORT, formatter_class=raw), _common
+    )
+    export_cli.add_import(
+        commands.add_parser("import", description=export_cli.IMPORT, formatter_class=raw), _common
+    )
     labels = commands.add_parser("labels", description=_LABELS)
     labels_cli.add_deeds(labels, _common)
     return parser

@@ -16,13 +16,13 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from eval.model import plain_prompt
-from finetune.answer_text import AnswerText, token_bytes
+from finetune.answer_text import AnswerText
 from finetune.chat import encode_prompt
 from finetune.continuous_batch import Request
 from finetune.generate import NOT_NUMBERS, Sampling
 from finetune.model import best_precision, load_language_model
 from finetune.registry import PointerName, Registry
-from finetune.tokenizer import BOS, EOS, TURN_END, load_tokenizer, token_id
+from finetune.tokenizer import BOS, EOS, TURN_END, load_tokenizer, token_id, token_pieces
 from infra.shared_batch import SharedBatch
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
@@ -163,7 +163,7 @@ class ServedModel:
         self.identity, self.model, self.tokenizer, self.chat = identity, model, tokenizer, chat
         self.line = Line(queue_limit, _SIDE_BY_SIDE)
         self.num_positions = int(model.config.max_position_embeddings)
-        known = token_bytes(tokenizer)
+        known = token_pieces(tokenizer)
         self._longest_token = max(map(len, known.values()))
         self._batch = SharedBatch(model, _SIDE_BY_SIDE, known)
         self._bos = token_id(tokenizer, BOS)

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from finetune.answer_text import AnswerText, token_bytes
+from finetune.answer_text import AnswerText
+from finetune.tokenizer import token_pieces
 from finetune.continuous_batch import ContinuousBatch, Request
 from finetune.generate import Completion, Sampling, generate
 from pipeline.core.errors import UserError
@@ -164,7 +165,7 @@ def test_a_row_that_fails_in_the_middle_leaves_a_clean_place() -> None:
 
 
 def test_text_and_stop_strings_belong_to_their_request(model, tokenizer) -> None:
-    known = token_bytes(tokenizer)
+    known = token_pieces(tokenizer)
     requests = [
         Request([70 + i], Sampling(30), i, answer=AnswerText(stops, False))
         for i, stops in enumerate([("e",), (), ("he", "t"), ("never",)])

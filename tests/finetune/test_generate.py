@@ -14,7 +14,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from finetune.answer_text import token_bytes
+from finetune.tokenizer import token_pieces
 from finetune.generate import Sampling, generate, stream
 from finetune.kv_cache import context_length
 from finetune.model import label_log_probs
@@ -203,7 +203,7 @@ def test_a_stop_token_ends_and_is_part_of_the_tokens(model) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_stop_strings_end_the_text_across_borders_of_tokens(model, tokenizer, seed) -> None:
     """The text before every possible stop of it, cut anywhere, multi-byte characters too."""
-    known = token_bytes(tokenizer)
+    known = token_pieces(tokenizer)
     [whole] = generate(model, PROMPTS[:1], Sampling(30), seed, token_bytes=known)
     data = b"".join(known[i] for i in whole.ids)
     assert whole.text == data.decode(errors="replace")
@@ -223,7 +223,7 @@ def test_stop_strings_end_the_text_across_borders_of_tokens(model, tokenizer, se
 @torch.no_grad()
 def test_a_stop_of_many_bytes_that_comes_byte_by_byte(model, tokenizer) -> None:
     """A model that can only say "né." after 0xC3 0xA9 came as two tokens."""
-    known = token_bytes(tokenizer)
+    known = token_pieces(tokenizer)
     one = {data: identity for identity, data in known.items() if len(data) == 1}
     said = [one[bytes([byte])] for byte in "ané.".encode()]
     tail = copy.deepcopy(model)
@@ -244,7 +244,7 @@ def test_a_stop_of_many_bytes_that_comes_byte_by_byte(model, tokenizer) -> None:
 @pytest.mark.parametrize("strings", [(), ("e", "or"), ("the ",)])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_streamed_pieces_joined_are_the_whole(model, tokenizer, strings, temperature) -> None:
-    known = token_bytes(tokenizer)
+    known = token_pieces(tokenizer)
     sampling = Sampling(40, temperature, stop_strings=strings)
     [whole] = generate(model, PROMPTS[:1], sampling, 3, token_bytes=known)
     pieces = list(stream(model, PROMPTS[0], sampling, 3, known))

@@ -194,7 +194,7 @@ class Build:
         return {"counts": Counts(381, 381)}
 
     def tokenizer(self, _: Path) -> dict[str, Any]:
-        return {"counts": Counts(311, 311)}
+        return {"counts": Counts(311, 311), "facts": {"vocab_size": 4096}}
 
     def metrics(
         self, folder: Path, steps: int, every: int = 50, **levels: tuple[float, float]

@@ -11,7 +11,8 @@ import openai
 import pytest
 
 from finetune.registry import Registry
-from infra.engine import AnswerText, BusyError, Engine, Line, token_bytes
+from finetune.tokenizer import token_pieces
+from infra.engine import AnswerText, BusyError, Engine, Line
 from tests.infra import model_server
 from tests.infra.model_server import ASKED, LONG, serving, streamed, wait_until
 
@@ -164,7 +165,7 @@ def test_a_model_that_fails_says_so_and_frees_its_place(long_server, caplog) -> 
 
 
 def test_bytes_of_tokens_are_what_the_tokenizer_decodes(tokenizer) -> None:
-    bytes_of, draw = token_bytes(tokenizer), random.Random(0)
+    bytes_of, draw = token_pieces(tokenizer), random.Random(0)
     assert sorted(bytes_of) == list(range(tokenizer.get_vocab_size()))
     for _ in range(500):
         ids = draw.choices(range(len(bytes_of)), k=draw.randint(1, 30))

@@ -23,9 +23,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from rows import DOCS, record_table
 
+from eval.scaling import ScalingConfig, planned_runs, read_scaling, run_scaling
 from finetune.model import ModelConfig
 from finetune.pretrain import PretrainConfig
-from finetune.scaling import ScalingConfig, planned_runs, read_scaling, run_scaling
 from finetune.tokenizer import TokenizerConfig, run_tokenizer
 from infra import scaling_view
 from pipeline.core.config import RunConfig

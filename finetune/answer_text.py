@@ -2,9 +2,7 @@
 on, wherever the borders of tokens fall."""
 
 import codecs
-from collections.abc import Mapping, Sequence
-
-from tokenizers import Tokenizer
+from collections.abc import Sequence
 
 
 class AnswerText:

@@ -9,13 +9,13 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
+from eval.scaling import PlannedRun, ScalingConfig, planned_runs, read_scaling, run_scaling
+from eval.scaling_law import Law, compute_optimal
 from finetune.data import batches_of
 from finetune.loop import train
 from finetune.model import ModelConfig, new_model
 from finetune.packing import pack_stream
 from finetune.pretrain import PretrainConfig, next_token_objective
-from finetune.scaling import PlannedRun, ScalingConfig, planned_runs, read_scaling, run_scaling
-from finetune.scaling_law import Law, compute_optimal
 from finetune.tokenizer import PAD, SPECIAL_TOKENS, TokenizerConfig, run_tokenizer
 from infra.base import trainable_corpus
 from infra.page import Html, figure, note, page, table_of, tag

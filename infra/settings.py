@@ -30,7 +30,7 @@ SECTIONS = {
     "tokenizer": "finetune.tokenizer:TokenizerConfig",
     "model": "finetune.model:ModelConfig",
     "pretrain": "finetune.pretrain:PretrainConfig",
-    "scaling": "finetune.scaling:ScalingConfig",
+    "scaling": "eval.scaling:ScalingConfig",
     "compression": "eval.compression:CompressionConfig",
     "labels": "labeling_app.store:LabelsConfig",
     "weekly": "infra.weekly:WeeklyConfig",

@@ -6,9 +6,9 @@ import random
 import pytest
 
 from finetune.answer_text import AnswerText
-from finetune.tokenizer import token_pieces
 from finetune.continuous_batch import ContinuousBatch, Request
 from finetune.generate import Completion, Sampling, generate
+from finetune.tokenizer import token_pieces
 from pipeline.core.errors import UserError
 from tests.finetune.test_generate import FAMILIES, make
 

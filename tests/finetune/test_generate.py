@@ -14,12 +14,12 @@ from transformers import (
     Qwen2Config,
 )
 
-from finetune.tokenizer import token_pieces
 from finetune.generate import Sampling, generate, stream
 from finetune.kv_cache import context_length
 from finetune.model import label_log_probs
 from finetune.packing import Segment, pad_right
 from finetune.sampling import Chooser, uniforms
+from finetune.tokenizer import token_pieces
 from pipeline.core.errors import UserError
 
 PROMPTS = [[70, 71, 72], [80, 81, 82, 83, 84, 85, 86], [90], [70, 71, 72]]

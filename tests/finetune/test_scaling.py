@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime, minimize_scalar
 
-from finetune import scaling_law
-from finetune.model import ModelConfig
-from finetune.packing import pack_stream
-from finetune.pretrain import PretrainConfig, rows_bits_per_byte, token_bytes
-from finetune.scaling import (
+from eval import scaling_law
+from eval.scaling import (
     PREDICTION,
     ScalingConfig,
     heldout_loss,
@@ -20,7 +17,10 @@ from finetune.scaling import (
     read_scaling,
     run_scaling,
 )
-from finetune.scaling_law import Law, Point, compute_optimal, fit_law, fit_with_intervals
+from eval.scaling_law import Law, Point, compute_optimal, fit_law, fit_with_intervals
+from finetune.model import ModelConfig
+from finetune.packing import pack_stream
+from finetune.pretrain import PretrainConfig, rows_bits_per_byte, token_bytes
 from finetune.tokenizer import PAD, encode_documents, token_id
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import read_manifest
@@ -283,7 +283,7 @@ def test_a_table_killed_before_its_check_foretells_the_same(
     script = (
         "import sys, torch\n"
         "from finetune.model import ModelConfig\nfrom finetune.pretrain import PretrainConfig\n"
-        "from finetune.scaling import ScalingConfig, run_scaling\n"
+        "from eval.scaling import ScalingConfig, run_scaling\n"
         "from pipeline.core.config import RunConfig\n"
         "from pipeline.core.manifest import read_manifest\n"
         "torch.set_num_threads(1)\n"

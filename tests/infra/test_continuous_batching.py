@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from finetune.answer_text import AnswerText
-from finetune.tokenizer import token_pieces
 from finetune.continuous_batch import Request
 from finetune.generate import Sampling, generate
 from finetune.model import ModelConfig, new_model
 from finetune.registry import Registry
+from finetune.tokenizer import token_pieces
 from infra.engine import Engine, Line
 from infra.shared_batch import SharedBatch
 from pipeline.core.errors import UserError

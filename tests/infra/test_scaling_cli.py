@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.scaling import PREDICTION, TABLE
-from finetune.scaling_law import Law
+from eval.scaling import PREDICTION, TABLE
+from eval.scaling_law import Law
 from infra import cli, scaling_view, settings
 from pipeline.core.config import RunConfig
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file

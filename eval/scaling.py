@@ -16,13 +16,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from eval.scaling_law import Point, check_design, compute_optimal, fit_with_intervals
 from finetune.loop import precision_of
 from finetune.losses import bits_per_byte
 from finetune.model import ModelConfig, label_log_probs, load_language_model
 from finetune.packing import IGNORE, TokenBatch, pack_stream
 from finetune.pretrain import PretrainConfig, run_pretrain, token_bytes
 from finetune.registry import Registry
-from finetune.scaling_law import Point, check_design, compute_optimal, fit_with_intervals
 from finetune.tokenizer import PAD, document_texts, encode_documents, load_tokenizer, token_id
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section

@@ -26,7 +26,7 @@ from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 from pipeline.core.progress import Progress
 from pipeline.core.records import with_version, write_table
 
-VERSION = 1
+VERSION = 2
 DOCUMENTS = "documents.parquet"
 MODEL, ZLIB, XZ, ZSTD = "model", "zlib -9", "xz -9e", "zstd -19"
 XZ_PRIMED, ZSTD_PRIMED, UNIFORM = "xz -9e, primed", "zstd -19, primed", "uniform"

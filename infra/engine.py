@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from eval.model import plain_prompt
 from finetune.answer_text import AnswerText
 from finetune.chat import encode_prompt
-from finetune.continuous_batch import Request
+from finetune.continuous_batch import ContinuousBatch, Request
 from finetune.generate import NOT_NUMBERS, Sampling
 from finetune.model import best_precision, load_language_model
 from finetune.registry import PointerName, Registry
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ALIAS: PointerName = "champion"
 _SIDE_BY_SIDE = 8  # answers that share a forward pass per token; more wait in line
+_PROMPT_TOKENS = 512  # of prompts, read between two tokens of the others: what one more costs them
 _HEARTBEAT_S = 0.1
 _WARM_UP = (Message.of("user", "What is a list?"),)
 
@@ -165,7 +166,11 @@ class ServedModel:
         self.num_positions = int(model.config.max_position_embeddings)
         known = token_pieces(tokenizer)
         self._longest_token = max(map(len, known.values()))
-        self._batch = SharedBatch(model, _SIDE_BY_SIDE, known)
+        self._batch = SharedBatch(
+            lambda: ContinuousBatch(
+                model, _SIDE_BY_SIDE, token_bytes=known, prompt_tokens=_PROMPT_TOKENS
+            )
+        )
         self._bos = token_id(tokenizer, BOS)
         self._stop_ids = (token_id(tokenizer, TURN_END), token_id(tokenizer, EOS))
 

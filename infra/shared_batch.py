@@ -3,14 +3,9 @@ somebody waits for tokens. So a model that nobody asks any more goes with its la
 
 import queue
 import threading
-from collections.abc import Mapping
-
-from torch import nn
+from collections.abc import Callable
 
 from finetune.continuous_batch import ContinuousBatch, Delta, Request
-
-# Tokens of prompts that are read between two tokens of the others: what a new request costs them.
-PROMPT_TOKENS = 512
 
 
 class Ticket:
@@ -37,19 +32,11 @@ class Ticket:
 
 
 class SharedBatch:
-    """Requests of any thread, at most `max_rows` at a time in one forward pass per token."""
+    """Requests of any thread. `make` gives an empty batch, again after one that failed."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        max_rows: int,
-        token_bytes: Mapping[int, bytes],
-        prompt_tokens: int = PROMPT_TOKENS,
-    ) -> None:
-        self._make = lambda: ContinuousBatch(
-            model, max_rows, token_bytes=token_bytes, prompt_tokens=prompt_tokens
-        )
-        self._batch = self._make()  # the thread's alone
+    def __init__(self, make: Callable[[], ContinuousBatch]) -> None:
+        self._make = make
+        self._batch = make()  # the thread's alone
         self._open: dict[int, Ticket] = {}  # the thread's alone
         self._lock = threading.Lock()
         self._arrived: list[Ticket] = []

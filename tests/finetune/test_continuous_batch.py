@@ -150,18 +150,23 @@ def test_one_request_that_fails_spoils_no_other_now_or_later(bad) -> None:
 
 
 def test_a_row_that_fails_in_the_middle_leaves_a_clean_place() -> None:
+    """Its NaN keys and values lie where the next row has none yet, which a mask alone hides not."""
     model = make("llama")
-    prompt = [3, 5, 8]
-    [whole] = generate(model, [prompt], Sampling(12, 0), 0)
-    model.model.embed_tokens.weight.data[whole.ids[5]] = float("nan")
-    at = whole.ids.index(whole.ids[5]) + 1
-    later = Request([2], Sampling(24, stop_ids=(whole.ids[5],)), 1)
-    batch, deltas = ContinuousBatch(model, 1), []
-    first, second = batch.add(Request(prompt, Sampling(12, 0), 0)), batch.add(later)
+    writing = Request([7], Sampling(50), 0)
+    failing = Request([3, 5, 8], Sampling(30), 1)
+    later = Request([2], Sampling(20), 2)
+    clean = [alone(model, request) for request in (writing, failing, later)]
+    others = {*clean[0].ids, *clean[2].ids}
+    ids = clean[1].ids
+    at = next(i for i, token in enumerate(ids) if i > 5 and token not in {*others, *ids[:i]})
+    model.model.embed_tokens.weight.data[ids[at]] = float("nan")
+    batch, deltas = ContinuousBatch(model, 2), []
+    numbers = [batch.add(request) for request in (writing, failing, later)]
     run(batch, deltas)
-    assert sum((d.ids for d in deltas if d.number == first), ()) == whole.ids[:at]
-    assert [d.end for d in deltas if d.number == first][-1] == "failed"
-    same(told(deltas, second), alone(model, later))
+    assert sum((d.ids for d in deltas if d.number == numbers[1]), ()) == ids[: at + 1]
+    assert [d.end for d in deltas if d.number == numbers[1]][-1] == "failed"
+    same(told(deltas, numbers[0]), clean[0])
+    same(told(deltas, numbers[2]), clean[2])
 
 
 def test_text_and_stop_strings_belong_to_their_request(model, tokenizer) -> None:

@@ -106,7 +106,7 @@ def greedy(model, tokenizer: Tokenizer, ids: list[int], number: int = 40) -> tup
     """The ids and the text of generate's answer, its end not among them."""
     stops = tuple(token_id(tokenizer, name) for name in (BOS, EOS, TURN_END))
     sampling = Sampling(number, temperature=0.0, stop_ids=stops)
-    found = generate(model, [ids], sampling, torch.Generator())[0]
+    found = generate(model, [ids], sampling, 0)[0]
     new = list(found.ids[:-1] if found.finished else found.ids)
     return new, tokenizer.decode(new, skip_special_tokens=True)
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from finetune.answer_text import AnswerText
-from finetune.continuous_batch import Request
+from finetune.continuous_batch import ContinuousBatch, Request
 from finetune.generate import Sampling, generate
 from finetune.model import ModelConfig, new_model
 from finetune.registry import Registry
@@ -45,6 +45,10 @@ def widths_of(model) -> list[int]:
     return widths
 
 
+def sharing(model, max_rows: int, known, **options) -> SharedBatch:
+    return SharedBatch(lambda: ContinuousBatch(model, max_rows, token_bytes=known, **options))
+
+
 def collect(ticket) -> tuple[tuple[int, ...], str, str]:
     ids, text, end = (), "", None
     while end is None:
@@ -59,7 +63,7 @@ def batch_threads() -> int:
 
 def test_clients_on_many_threads_get_what_each_would_get_alone(model, tokenizer) -> None:
     known, widths = token_pieces(tokenizer), widths_of(model)
-    shared = SharedBatch(model, 4, known)
+    shared = sharing(model, 4, known)
 
     def one(seed: int) -> None:
         draw = random.Random(seed)
@@ -108,7 +112,7 @@ def test_a_closed_reply_frees_its_place_at_the_next_token(publish, tmp_path) -> 
 
 
 def test_a_long_prompt_does_not_hold_up_who_writes(model, tokenizer) -> None:
-    shared = SharedBatch(model, 2, token_pieces(tokenizer), prompt_tokens=16)
+    shared = sharing(model, 2, token_pieces(tokenizer), prompt_tokens=16)
     sizes: list[tuple[int, ...]] = []
     model.register_forward_pre_hook(
         lambda _, __, given: sizes.append(tuple(given["input_ids"].shape)), with_kwargs=True
@@ -126,7 +130,7 @@ def test_a_long_prompt_does_not_hold_up_who_writes(model, tokenizer) -> None:
 
 
 def test_an_error_reaches_everyone_in_the_batch_and_the_next_is_served(model, tokenizer) -> None:
-    shared = SharedBatch(model, 4, token_pieces(tokenizer))
+    shared = sharing(model, 4, token_pieces(tokenizer))
     tickets = [shared.submit(Request([70], Sampling(LONG, 0), 0)) for _ in range(3)]
     for ticket in tickets:
         assert ticket.next(5)
@@ -143,7 +147,7 @@ def test_an_error_reaches_everyone_in_the_batch_and_the_next_is_served(model, to
 
 
 def test_cancelled_before_it_began_and_after_it_ended(model, tokenizer) -> None:
-    shared = SharedBatch(model, 1, token_pieces(tokenizer))
+    shared = sharing(model, 1, token_pieces(tokenizer))
     first = shared.submit(Request([70], Sampling(LONG, 0), 0))
     waiting = shared.submit(Request([71], Sampling(5, 0), 0))
     waiting.cancel()

@@ -128,7 +128,8 @@ def _front_matter(kind: str, parents: Mapping[str, str]) -> str:
 def _data(parents: Mapping[str, Manifest | str]) -> list[str]:
     found: list[str] = []
     if isinstance(shard := parents.get("shard"), Manifest):
-        sizes = [(split, shard.facts[split]) for split in ("train", "heldout")]
+        told = shard.facts
+        sizes = [(split, told[split]) for split in ("train", "heldout") if split in told]
         rows = [(name, f"{s['docs']:,}", f"{s['bytes'] / 1e6:,.2f} MB") for name, s in sizes]
         found += [table(("split", "documents", "text"), rows), "The shards' data card has more."]
     if isinstance(labels := parents.get("labels"), Manifest):

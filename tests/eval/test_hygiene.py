@@ -181,6 +181,8 @@ def test_contradictions_name_both_records() -> None:
         conversation("e2", "Tell me a joke.", "Why did the chicken cross the road?"),
         conversation("f1", "What is 3 + 4?", "The sum is 7."),
         conversation("f2", "What is 3 + 5?", "The sum is 8."),
+        conversation("h1", f"{long} of length 31", "It is a min-heap of 31 items."),
+        conversation("h2", f"{long} of length 32", "It is a min-heap of 32 items."),
         conversation("g1", "Name a colour of the flag.", "One colour of the flag is red."),
         conversation("g2", "Name a colour of the flag.", "The colour of the flag is red."),
     ]
@@ -624,7 +626,7 @@ def test_the_same_records_in_any_order_give_the_same_bytes(run, tmp_path) -> Non
     config = HygieneConfig(block=[])
     labels = snapshot(run, records)
     first = run_hygiene(config, labels, [("b", ITEM), ("a", SHORT)], run)
-    random.Random(0).shuffle(records)
+    records.reverse()
     other = RunConfig(root=str(tmp_path / "other"), backend="local")
     again = run_hygiene(config, snapshot(other, records), [("a", SHORT), ("b", ITEM)], other)
     assert findings_of(first) == findings_of(again) != []

@@ -9,19 +9,15 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 from pydantic import Field
-from torch import nn
 
 from eval.scaling_law import Point, check_design, compute_optimal, fit_with_intervals
 from finetune.loop import precision_of
-from finetune.losses import bits_per_byte
-from finetune.model import ModelConfig, label_log_probs, load_language_model
-from finetune.packing import IGNORE, TokenBatch, pack_stream
-from finetune.pretrain import PretrainConfig, run_pretrain, token_bytes
+from finetune.model import ModelConfig, load_language_model, place
+from finetune.packing import pack_stream
+from finetune.pretrain import PretrainConfig, heldout_loss, run_pretrain, token_bytes
 from finetune.registry import Registry
 from finetune.tokenizer import PAD, document_texts, encode_documents, load_tokenizer, token_id
 from pipeline.core import storage
@@ -239,27 +235,5 @@ def run_heldout_loss(
         encode_documents(tokenizer, texts), config.row_length, token_id(tokenizer, PAD)
     )
     device = precision_of(config).device
-    facts = heldout_loss(cast(nn.Module, model).to(device).eval(), rows, token_bytes(tokenizer))
+    facts = heldout_loss(place(model, device), rows, token_bytes(tokenizer))
     return output.commit([], Counts(len(texts), len(texts)), started=started, facts=facts)
-
-
-@torch.no_grad()
-def heldout_loss(model: nn.Module, rows: TokenBatch, sizes_V: torch.Tensor) -> dict[str, Any]:
-    """`loss`: nats a predicted token, in fp32; bits per byte leave the special tokens out."""
-    nats = byte_nats = 0.0
-    num_tokens = num_bytes = 0
-    device = next(model.parameters()).device
-    for at in range(0, len(rows.ids_BT), 16):
-        batch = rows.rows(np.arange(at, min(at + 16, len(rows.ids_BT))))
-        nats_BT = -label_log_probs(model, batch.to(device)).double().cpu()
-        sizes_BT = torch.where(batch.labels_BT == IGNORE, 0, sizes_V[batch.labels_BT.clamp(min=0)])
-        nats += float(nats_BT.sum())
-        byte_nats += float(nats_BT[sizes_BT > 0].sum())
-        num_tokens += batch.num_supervised
-        num_bytes += int(sizes_BT.sum())
-    return {
-        "loss": nats / num_tokens,
-        "bits_per_byte": bits_per_byte(byte_nats, num_bytes),
-        "heldout_tokens": num_tokens,
-        "heldout_bytes": num_bytes,
-    }

@@ -178,17 +178,31 @@ def token_bytes(tokenizer: Tokenizer) -> torch.Tensor:
 
 
 @torch.no_grad()
-def rows_bits_per_byte(model: nn.Module, rows: TokenBatch, sizes_V: torch.Tensor) -> float:
-    """Over the predicted tokens that stand for bytes: a special token counts no loss either."""
+def heldout_loss(model: nn.Module, rows: TokenBatch, sizes_V: torch.Tensor) -> dict[str, Any]:
+    """`loss`: nats a predicted token, in fp32; bits per byte leave the special tokens out."""
     model.eval()
-    nats, num_bytes = 0.0, 0
+    nats = byte_nats = 0.0
+    num_tokens = num_bytes = 0
+    device = next(model.parameters()).device
     for at in range(0, len(rows.ids_BT), 16):
         batch = rows.rows(np.arange(at, min(at + 16, len(rows.ids_BT))))
-        log_probs = label_log_probs(model, batch.to(next(model.parameters()).device)).cpu()
+        nats_BT = -label_log_probs(model, batch.to(device)).double().cpu()
         sizes_BT = torch.where(batch.labels_BT == IGNORE, 0, sizes_V[batch.labels_BT.clamp(min=0)])
-        nats -= float(log_probs[sizes_BT > 0].sum())
+        nats += float(nats_BT.sum())
+        byte_nats += float(nats_BT[sizes_BT > 0].sum())
+        num_tokens += batch.num_supervised
         num_bytes += int(sizes_BT.sum())
-    return bits_per_byte(nats, num_bytes)
+    return {
+        "loss": nats / num_tokens,
+        "bits_per_byte": bits_per_byte(byte_nats, num_bytes),
+        "heldout_tokens": num_tokens,
+        "heldout_bytes": num_bytes,
+    }
+
+
+def rows_bits_per_byte(model: nn.Module, rows: TokenBatch, sizes_V: torch.Tensor) -> float:
+    """Over the predicted tokens that stand for bytes."""
+    return heldout_loss(model, rows, sizes_V)["bits_per_byte"]
 
 
 def _heldout_evaluation(

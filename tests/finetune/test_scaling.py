@@ -12,7 +12,6 @@ from eval import scaling_law
 from eval.scaling import (
     PREDICTION,
     ScalingConfig,
-    heldout_loss,
     planned_runs,
     read_scaling,
     run_scaling,
@@ -20,7 +19,7 @@ from eval.scaling import (
 from eval.scaling_law import Law, Point, compute_optimal, fit_law, fit_with_intervals
 from finetune.model import ModelConfig
 from finetune.packing import pack_stream
-from finetune.pretrain import PretrainConfig, rows_bits_per_byte, token_bytes
+from finetune.pretrain import PretrainConfig, heldout_loss, rows_bits_per_byte, token_bytes
 from finetune.tokenizer import PAD, encode_documents, token_id
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import read_manifest

@@ -66,6 +66,9 @@ class RlConfig(LoopConfig):
     temperature: float = Field(1.0, gt=0, description="of sampling, and of the log-probs learnt by")
     unfinished_penalty: float = Field(1.0, ge=0, description="off the reward of a cut-off answer")
     best_of: int = Field(8, ge=2, description="best-of-n of the SFT model, shown beside")
+    processes: int = operational(
+        1, ge=1, le=1, description="one: answers end apart, and sharded weights are read together"
+    )
 
 
 class GrpoConfig(RlConfig):

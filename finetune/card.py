@@ -142,6 +142,8 @@ def _sources(labels: Manifest) -> list[tuple[str, str, str, str]]:
     """The most frequent first."""
     counts: Counter[tuple[str, str, str]] = Counter()
     for name, kind in (("conversations", Conversation), ("comparisons", Comparison)):
+        if all(entry.name != f"{name}.parquet" for entry in labels.files):
+            continue  # sampled answers have no comparisons
         columns = ["source", "origin"] if kind is Conversation else ["source"]
         url = labels.file_url(f"{name}.parquet")
         for row in read_columns(url, kind.NAME, kind.VERSION, columns).to_pylist():

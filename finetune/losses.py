@@ -20,12 +20,21 @@ def linear_nll(
     The logits exist for some positions at a time, in the forward and in the backward pass
     (full-vocabulary fp32 logits are what runs out of memory, trl#1980).
     """
+    hidden, weight = _as_computed(hidden_ND, weight_VD)
+    return cast(Any, _LinearNll).apply(hidden, weight, targets_N, temperature)
+
+
+def linear_nll_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """The sum of `linear_nll`, its gradient made in the forward pass: logits once, not twice."""
+    hidden, weight = _as_computed(hidden_ND, weight_VD)
+    return cast(Any, _LinearNllSum).apply(hidden, weight, targets_N)
+
+
+def _as_computed(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
     dtype = hidden_ND.dtype
     if torch.is_autocast_enabled(hidden_ND.device.type):
         dtype = torch.get_autocast_dtype(hidden_ND.device.type)
-    return cast(Any, _LinearNll).apply(
-        hidden_ND.to(dtype), weight_VD.to(dtype), targets_N, temperature
-    )
+    return hidden_ND.to(dtype), weight_VD.to(dtype)
 
 
 class _LinearNll(torch.autograd.Function):
@@ -33,17 +42,15 @@ class _LinearNll(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float
     ) -> Tensor:
-        rows = max(1, LOGITS_AT_ONCE // len(weight_VD))
         nll = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         normaliser = torch.empty_like(nll)
-        for at in range(0, len(hidden_ND), rows):
-            part = slice(at, at + rows)
+        for part in _parts(hidden_ND, weight_VD):
             logits = (hidden_ND[part] @ weight_VD.T).float() / temperature
             normaliser[part] = torch.logsumexp(logits, dim=1)
             chosen = logits.gather(1, targets_N[part, None])[:, 0]
             nll[part] = normaliser[part] - chosen
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, normaliser)
-        ctx.rows, ctx.temperature = rows, temperature
+        ctx.temperature = temperature
         return nll
 
     @staticmethod
@@ -52,16 +59,49 @@ class _LinearNll(torch.autograd.Function):
         scale_N1 = (grads[0] / ctx.temperature)[:, None]
         grad_hidden = torch.empty_like(hidden_ND)
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
-        for at in range(0, len(hidden_ND), ctx.rows):
-            part = slice(at, at + ctx.rows)
+        for part in _parts(hidden_ND, weight_VD):
             logits = (hidden_ND[part] @ weight_VD.T).float() / ctx.temperature
-            slope = logits.sub_(normaliser[part, None]).exp_()  # softmax - onehot
-            slope.scatter_add_(1, targets_N[part, None], slope.new_full((len(slope), 1), -1.0))
+            slope = _slope(logits, normaliser[part], targets_N[part])
             slope = slope.mul_(scale_N1[part]).to(hidden_ND.dtype)
             grad_hidden[part] = slope @ weight_VD
             if ctx.needs_input_grad[1]:
                 grad_weight += slope.T @ hidden_ND[part]
         return grad_hidden, grad_weight.to(weight_VD.dtype), None, None
+
+
+class _LinearNllSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden_ND)
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for part in _parts(hidden_ND, weight_VD):
+            logits = (hidden_ND[part] @ weight_VD.T).float()
+            normaliser = torch.logsumexp(logits, dim=1)
+            total += (normaliser - logits.gather(1, targets_N[part, None])[:, 0]).sum()
+            if any(ctx.needs_input_grad):
+                slope = _slope(logits, normaliser, targets_N[part]).to(hidden_ND.dtype)
+                grad_hidden[part] = slope @ weight_VD
+                grad_weight += slope.T @ hidden_ND[part]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scaled = (grad_hidden.float() * grads[0]).to(grad_hidden.dtype)
+        return scaled, (grad_weight * grads[0]).to(grad_hidden.dtype), None
+
+
+def _parts(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
+    rows = max(1, LOGITS_AT_ONCE // len(weight_VD))
+    return [slice(at, at + rows) for at in range(0, len(hidden_ND), rows)]
+
+
+def _slope(logits_NV: Tensor, normaliser_N: Tensor, targets_N: Tensor) -> Tensor:
+    """softmax - onehot, in place of the logits."""
+    slope = logits_NV.sub_(normaliser_N[:, None]).exp_()
+    return slope.scatter_add_(1, targets_N[:, None], slope.new_full((len(slope), 1), -1.0))
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:

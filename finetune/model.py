@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from finetune.attention import NAME, segments_of
-from finetune.losses import linear_nll
+from finetune.losses import linear_nll, linear_nll_sum
 from finetune.packing import IGNORE, SegmentBatch, TokenBatch
 from finetune.tokenizer import BOS, PAD, TURN_END, token_id
 from pipeline.core.config import Section
@@ -240,10 +240,18 @@ def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
 def supervised_nll(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
     """-ln p(label) in nats at the N supervised positions alone, in order: the projection to the
     vocabulary is the largest multiplication of a small model. [N]"""
+    return linear_nll(*_supervised(model, batch), temperature)
+
+
+def supervised_nll_sum(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """The sum of `supervised_nll`, in less work."""
+    return linear_nll_sum(*_supervised(model, batch))
+
+
+def _supervised(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
     wanted = batch.labels_BT != IGNORE
     head = cast(Any, model).get_output_embeddings().weight
-    hidden_ND = hidden_states(model, batch)[wanted]
-    return linear_nll(hidden_ND, head, batch.labels_BT[wanted], temperature)
+    return hidden_states(model, batch)[wanted], head, batch.labels_BT[wanted]
 
 
 def label_log_probs(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:

@@ -23,7 +23,7 @@ from finetune.model import (
     label_log_probs,
     new_model,
     num_parameters,
-    supervised_nll,
+    supervised_nll_sum,
 )
 from finetune.packing import IGNORE, TokenBatch, pack_stream
 from finetune.stage import Trained, run_stage
@@ -165,7 +165,7 @@ def run_pretrain(
 
 def next_token_objective(model: nn.Module, batch: TokenBatch) -> Loss:
     """Nats summed over the supervised positions."""
-    return Loss(supervised_nll(model, batch.to(next(model.parameters()).device)).sum())
+    return Loss(supervised_nll_sum(model, batch.to(next(model.parameters()).device)))
 
 
 def token_bytes(tokenizer: Tokenizer) -> torch.Tensor:

@@ -15,6 +15,7 @@ def _gpu_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_gpu_benchmark_takes_the_same_path_on_a_cpu() -> None:
     result = _gpu_benchmark("--device", "cpu", "--tiny")
     assert result.returncode == 0, result.stderr

@@ -81,6 +81,7 @@ def test_micro_batches_that_cannot_be_shared_are_named(monkeypatch) -> None:
         distributed.share_of(list(range(8)))
 
 
+@pytest.mark.long
 def test_a_stage_with_two_processes_publishes_once(run: RunConfig, base_id, labels) -> None:
     config = {"epochs": 2, "row_length": 128, "batch_rows": 2, "micro_batch_rows": 1}
     two = SftConfig(**config, processes=2, device="cpu")

@@ -17,7 +17,7 @@ from finetune.adapter import AdapterConfig, merged, with_adapter
 from finetune.attention import NAME
 from finetune.data import batches_of
 from finetune.loop import train
-from finetune.losses import linear_nll
+from finetune.losses import linear_nll, linear_nll_sum
 from finetune.model import label_log_probs, new_model
 from finetune.packing import IGNORE, Segment, TokenBatch, lay_segments, pack_best_fit, pad_right
 from finetune.pretrain import next_token_objective
@@ -108,6 +108,23 @@ def test_logits_in_parts_give_the_dense_loss_and_gradient(
     hidden.grad = weight.grad = None
     dense = F.cross_entropy((hidden @ weight.T) / temperature, targets, reduction="none")
     dense.backward(upstream.double())
+    for found, expected in zip(ours, (dense.detach(), hidden.grad, weight.grad), strict=True):
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_the_sum_in_parts_gives_the_dense_loss_and_gradient(rows: int, monkeypatch) -> None:
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", rows * 50)
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(23, 16, generator=draw, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(50, 16, generator=draw, dtype=torch.float64).requires_grad_()
+    targets = torch.randint(50, (23,), generator=draw)
+    total = linear_nll_sum(hidden, weight, targets)
+    (total * 0.37).backward()
+    ours = (total.detach(), hidden.grad, weight.grad)
+    hidden.grad = weight.grad = None
+    dense = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    (dense * 0.37).backward()
     for found, expected in zip(ours, (dense.detach(), hidden.grad, weight.grad), strict=True):
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 

@@ -44,7 +44,7 @@ getattr(module, "run_" + stage)(
         pytest.param("reward", REWARD, run_reward, marks=pytest.mark.long),
         pytest.param("dpo", DPO, run_dpo, marks=pytest.mark.long),
         pytest.param("grpo", GRPO, run_grpo, marks=pytest.mark.long),
-        ("ppo", PPO, run_ppo),
+        pytest.param("ppo", PPO, run_ppo, marks=pytest.mark.long),
     ],
 )
 def test_a_killed_stage_goes_on_to_the_same_model(

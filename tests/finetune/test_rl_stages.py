@@ -57,7 +57,7 @@ def models(run, base_id, labels) -> tuple[str, str]:
 
 def test_ppo_starts_where_the_policy_is_and_raises_the_reward(run, labels, models) -> None:
     config = PpoConfig(
-        steps=8, batch_prompts=16, updates=2, epochs=2, max_new_tokens=12, best_of=4,
+        steps=24, batch_prompts=16, updates=2, epochs=2, max_new_tokens=12, best_of=4,
         learning_rate=2e-3, warmup_steps=0, kl_weight=0.01, **EXACT,
     )  # fmt: skip
     manifest = run_ppo(config, *models, labels, run)
@@ -65,7 +65,8 @@ def test_ppo_starts_where_the_policy_is_and_raises_the_reward(run, labels, model
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-5)
     assert steps[0]["sampler_gap"] < 1e-4
     assert steps[0]["kl_weight"] == 0.01
-    assert sum(s["reward"] for s in steps[-3:]) > sum(s["reward"] for s in steps[:3])
+    first, last = (sum(s["reward"] for s in part) for part in (steps[:8], steps[-8:]))
+    assert last > first + 0.5  # five seeds gained 2.6 to 5.9
     assert manifest.facts["kl_weight"] != 0.01
     rewards = json.loads((Path(manifest.url) / REWARDS).read_text())
     assert {"sft", "ppo", "best_of_n", "kl", "prompt_id"} == set(rewards[0])

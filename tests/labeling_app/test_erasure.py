@@ -113,7 +113,9 @@ def test_what_they_wrote_is_not_touched(store, lead, kaya, tasks):
     def rows() -> dict[str, list]:
         with store.read() as session:
             return {
-                name: session.execute(select(Base.metadata.tables[name])).all()
+                name: session.execute(
+                    select(table := Base.metadata.tables[name]).order_by(*table.primary_key)
+                ).all()
                 for name in APPEND_ONLY
             }
 

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from finetune.losses import computed_dtype
 from finetune.packing import TokenBatch
 
 NAME = "flywheel"
@@ -41,32 +42,51 @@ def segment_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query [B, H, T, D], key and value [B, H or fewer, T, D]; returns ([B, T, H, D], None)."""
-    if segment_lengths is None or segment_offsets is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+    device = query.device.type
+    dtype = computed_dtype(query)  # a rotary embedding leaves query and key in fp32 under autocast
+    if device == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        dtype = torch.float32  # in it a CPU's kernels take a third to a fifth of the time
+    wanted = value.dtype
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    with torch.autocast(device, enabled=False):
+        if segment_lengths is None or segment_offsets is None:
+            if attention_mask is not None and attention_mask.is_floating_point():
+                attention_mask = attention_mask.to(dtype)
+            out, _ = sdpa_attention_forward(
+                module, query, key, value, attention_mask, scaling=scaling, **kwargs
+            )
+            return out.to(wanted), None
+        grouped = query.shape[1] != key.shape[1]
+        if all(len(row) == 1 for row in segment_lengths):
+            out = _causal(query, key, value, scaling, grouped).transpose(1, 2)
+        elif device == "cuda" and dtype in (torch.bfloat16, torch.float16):
+            out = _varlen(query, key, value, segment_offsets, scaling, grouped)
+        else:
+            out = _by_segment(query, key, value, segment_lengths, scaling, grouped).transpose(1, 2)
+    return out.contiguous().to(wanted), None
+
+
+def _by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: tuple[tuple[int, ...], ...],
+    scaling: float | None,
+    grouped: bool,
+) -> Tensor:
+    rows = [
+        torch.cat(
+            [
+                _causal(q[None], k[None], v[None], scaling, grouped)
+                for q, k, v in zip(*(x.split(lengths, dim=1) for x in row), strict=True)
+            ],
+            dim=2,
         )
-    grouped = query.shape[1] != key.shape[1]
-    if all(len(row) == 1 for row in segment_lengths):
-        out = _causal(query, key, value, scaling, grouped)
-    elif query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(query, key, value, segment_offsets, scaling, grouped), None
-    else:
-        rows = [
-            torch.cat(
-                [
-                    _causal(q[None], k[None], v[None], scaling, grouped)
-                    for q, k, v in zip(
-                        *(x.split(lengths, dim=1) for x in (q_row, k_row, v_row)), strict=True
-                    )
-                ],
-                dim=2,
-            )
-            for q_row, k_row, v_row, lengths in zip(
-                query.unbind(), key.unbind(), value.unbind(), segment_lengths, strict=True
-            )
-        ]
-        out = torch.cat(rows)
-    return out.transpose(1, 2).contiguous(), None
+        for *row, lengths in zip(
+            query.unbind(), key.unbind(), value.unbind(), segment_lengths, strict=True
+        )
+    ]
+    return torch.cat(rows)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, grouped: bool) -> Tensor:

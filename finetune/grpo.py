@@ -149,7 +149,7 @@ def source(sampler: Sampler, questions: Sequence[Question], config: GrpoConfig) 
             len(questions), step * config.batch_prompts, config.batch_prompts, config.seed
         )
         several = [questions[i] for i in index for _ in range(config.group_size)]
-        rollout = sampler.roll(model, several, step, precision_of(config).autocast())
+        rollout = sampler.roll(model, several, step, precision_of(config))
         advantages = group_advantages(rollout.rewards_S.view(-1, config.group_size))
         if rollout.metrics["kl"] > config.max_kl:
             advantages = torch.zeros_like(advantages)

@@ -30,10 +30,14 @@ def linear_nll_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> T
     return cast(Any, _LinearNllSum).apply(hidden, weight, targets_N)
 
 
+def computed_dtype(x: Tensor) -> torch.dtype:
+    """What a product of x is computed in: autocast's type, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def _as_computed(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = hidden_ND.dtype
-    if torch.is_autocast_enabled(hidden_ND.device.type):
-        dtype = torch.get_autocast_dtype(hidden_ND.device.type)
+    dtype = computed_dtype(hidden_ND)
     return hidden_ND.to(dtype), weight_VD.to(dtype)
 
 
@@ -45,9 +49,9 @@ class _LinearNll(torch.autograd.Function):
         nll = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         normaliser = torch.empty_like(nll)
         for part in _parts(hidden_ND, weight_VD):
-            logits = (hidden_ND[part] @ weight_VD.T).float() / temperature
-            normaliser[part] = torch.logsumexp(logits, dim=1)
+            logits = _tempered(hidden_ND[part] @ weight_VD.T, temperature)
             chosen = logits.gather(1, targets_N[part, None])[:, 0]
+            normaliser[part], _ = _exponentials(logits)
             nll[part] = normaliser[part] - chosen
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, normaliser)
         ctx.temperature = temperature
@@ -60,9 +64,9 @@ class _LinearNll(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_ND)
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
         for part in _parts(hidden_ND, weight_VD):
-            logits = (hidden_ND[part] @ weight_VD.T).float() / ctx.temperature
-            slope = _slope(logits, normaliser[part], targets_N[part])
-            slope = slope.mul_(scale_N1[part]).to(hidden_ND.dtype)
+            logits = _tempered(hidden_ND[part] @ weight_VD.T, ctx.temperature)
+            odds = logits.sub_(normaliser[part, None]).exp_()
+            slope = _less_one(odds, targets_N[part]).mul_(scale_N1[part]).to(hidden_ND.dtype)
             grad_hidden[part] = slope @ weight_VD
             if ctx.needs_input_grad[1]:
                 grad_weight += slope.T @ hidden_ND[part]
@@ -77,10 +81,11 @@ class _LinearNllSum(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
         for part in _parts(hidden_ND, weight_VD):
             logits = (hidden_ND[part] @ weight_VD.T).float()
-            normaliser = torch.logsumexp(logits, dim=1)
-            total += (normaliser - logits.gather(1, targets_N[part, None])[:, 0]).sum()
+            chosen = logits.gather(1, targets_N[part, None])[:, 0]
+            normaliser, sums_N1 = _exponentials(logits)
+            total += (normaliser - chosen).sum()
             if any(ctx.needs_input_grad):
-                slope = _slope(logits, normaliser, targets_N[part]).to(hidden_ND.dtype)
+                slope = _less_one(logits.div_(sums_N1), targets_N[part]).to(hidden_ND.dtype)
                 grad_hidden[part] = slope @ weight_VD
                 grad_weight += slope.T @ hidden_ND[part]
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -98,10 +103,24 @@ def _parts(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
     return [slice(at, at + rows) for at in range(0, len(hidden_ND), rows)]
 
 
-def _slope(logits_NV: Tensor, normaliser_N: Tensor, targets_N: Tensor) -> Tensor:
-    """softmax - onehot, in place of the logits."""
-    slope = logits_NV.sub_(normaliser_N[:, None]).exp_()
-    return slope.scatter_add_(1, targets_N[:, None], slope.new_full((len(slope), 1), -1.0))
+def _tempered(logits_NV: Tensor, temperature: float) -> Tensor:
+    logits = logits_NV.float()
+    return logits if temperature == 1 else logits / temperature
+
+
+def _exponentials(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """ln sum exp of each row; and the sums by which the logits, exponentials now, are
+    probabilities. In place: each pass over them costs as much as the product that made them.
+    [N], [N, 1]"""
+    most_N1 = logits_NV.amax(dim=1, keepdim=True)
+    sums_N1 = logits_NV.sub_(most_N1).exp_().sum(dim=1, keepdim=True)
+    return (most_N1 + sums_N1.log())[:, 0], sums_N1
+
+
+def _less_one(probabilities_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """softmax - onehot, in place."""
+    ones = probabilities_NV.new_full((len(targets_N), 1), -1.0)
+    return probabilities_NV.scatter_add_(1, targets_N[:, None], ones)
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:

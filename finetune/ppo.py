@@ -152,8 +152,7 @@ class PpoSource:
         size = config.batch_prompts
         index = shuffled_epochs(len(self.questions), step * size, size, config.seed)
         asked = [self.questions[i] for i in index]
-        autocast = precision_of(config).autocast()
-        rollout = self.sampler.roll(model.policy, asked, step, autocast)
+        rollout = self.sampler.roll(model.policy, asked, step, precision_of(config))
         self.rewards = self.rewards.after(rollout.rewards_S.cpu())
         minibatches = self._minibatches(model, rollout, step)
         metrics = {**rollout.metrics, "kl_weight": self.kl.weight}

@@ -16,7 +16,7 @@ from finetune.chat import encode_prompt
 from finetune.engines import Engine, TorchEngine
 from finetune.generate import Completion, Sampling, generate
 from finetune.labels import RankedPrompt, conversations, ranked_prompts
-from finetune.model import end_scores, label_log_probs, load_reward_model, place
+from finetune.model import Precision, end_scores, label_log_probs, load_reward_model, place
 from finetune.packing import IGNORE, Segment, TokenBatch, lay_segments, pad_right
 from finetune.registry import Registry
 from finetune.tokenizer import PAD, TURN_END, token_id
@@ -126,21 +126,22 @@ class Sampler:
     engine: Engine | None = None  # None: the policy itself, in this process
 
     def roll(
-        self, policy: nn.Module, questions: Sequence[Question], step: int, autocast: Any
+        self, policy: nn.Module, questions: Sequence[Question], step: int, precision: Precision
     ) -> Rollout:
         """Raises UserError if the sampler's log-probs are not the trainer's."""
         device = next(policy.parameters()).device
         policy.eval()
-        engine = self.engine or TorchEngine(policy)
+        engine = self.engine or TorchEngine(policy, precision)
         engine.load_weights(policy)
         seed = self.seed * 1_000_003 + step
         completions = engine.generate([q.ids for q in questions], self.sampling, seed)
-        rewards = self.judge.rewards(questions, completions)
+        with precision.autocast():
+            rewards = self.judge.rewards(questions, completions)
         pairs = zip(questions, completions, strict=True)
         segments = [rollout_segment(q.ids, c.ids) for q, c in pairs]
         batch = pad_right(segments, token_id(self.tokenizer, PAD)).to(device)
         mask = batch.labels_BT != IGNORE
-        with torch.no_grad(), autocast:  # as the objective will see them
+        with torch.no_grad(), precision.autocast():  # as the objective will see them
             log_probs = label_log_probs(policy, batch, self.temperature)
             reference = label_log_probs(self.reference, batch, self.temperature)
         gap = self._gap(log_probs, mask, completions)

@@ -80,6 +80,7 @@ class Found:
     loss: float
     memory_gb: float
     flops: float = 0.0
+    data_share: float = 0.0  # of the time, waiting for batches
 
 
 def main() -> int:
@@ -95,8 +96,8 @@ def main() -> int:
         print(json.dumps(dataclasses.asdict(work[stage](Path(options.folder)))))
         return 0
     rows: list[Row] = []
-    lines = ["| what | ours | TRL | ratio (mark) | of the matrix rate | peak memory | mean loss |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = ["| what | ours | TRL | ratio (mark) | of the matrix rate | waiting for data | peak memory | mean loss |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     limit = matrix_rate()
     print(f"matrix product, bf16 where the hardware has it: {limit / 1e9:,.0f} GFLOP/s", flush=True)
     for name in [options.only] if options.only else SIZES:
@@ -141,9 +142,11 @@ def compare(name: str, folder: Path, runs: int, limit: float, lines: list[str]) 
     unit = "samples/s" if name.startswith("grpo") else "tokens/s"
     share = statistics.median(f.flops / f.seconds for f in found["ours"]) / limit
     memory = [max(f.memory_gb for f in found[s]) for s in ("ours", "trl")]
+    # GRPO's source samples: that is its work.
+    waited = "" if name.startswith("grpo") else f"{found['ours'][-1].data_share:.2%}"
     lines.append(
         f"| {name} | {ours:,.1f} {unit} | {theirs:,.1f} | {ours / theirs:.2f} ({MARKS[name]}) |"
-        f" {share:.0%} | {memory[0]:.2f} and {memory[1]:.2f} GB |"
+        f" {share:.0%} | {waited} | {memory[0]:.2f} and {memory[1]:.2f} GB |"
         f" {found['ours'][-1].loss:.4f} and {found['trl'][-1].loss:.4f} |"
     )
     import trl
@@ -200,17 +203,15 @@ def matrix_rate() -> float:
     return 2 * 2048**3 / min(seconds)
 
 
-def _measured(work: Callable[[], float], done: float, flops: float = 0.0) -> Found:
+def _measured(work: Callable[[], list[dict[str, float]]], done: float, flops: float = 0.0) -> Found:
     started = time.perf_counter()
-    loss = work()
+    steps = work()
     seconds = time.perf_counter() - started
+    # Over all steps: the sides do not see their batches in the same order.
+    loss = statistics.mean(step["loss"] for step in steps)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return Found(seconds, done, loss, memory, flops)
-
-
-def _mean_loss(steps: list[dict[str, Any]]) -> float:
-    """Over all steps: the sides do not see their batches in the same order."""
-    return statistics.mean(step["loss"] for step in steps)
+    share = statistics.mean(step.get("data_share", 0.0) for step in steps)
+    return Found(seconds, done, loss, memory, flops, share)
 
 
 def _data(folder: Path) -> list[Any]:
@@ -226,10 +227,10 @@ def ours_sft(folder: Path) -> Found:
     tokens = sum(len(s.ids) for s in segments) * steps * ROWS / len(rows.ids_BT)
     flops = training_flops(model, int(tokens), rows.num_attended)
 
-    def work() -> float:
+    def work() -> list[dict[str, float]]:
         source = batches_of(rows, ROWS, ROWS, 0)
         result = train("sft", model, next_token_objective, source, steps, config, folder / "run")
-        return _mean_loss(result.metrics)
+        return result.metrics
 
     return _measured(work, tokens, flops)
 
@@ -251,7 +252,7 @@ def ours_dpo(folder: Path) -> Found:
     tokens = sum(len(s.ids) for pair in sides for s in pair)
     attended = sum(len(s.ids) ** 2 for pair in sides for s in pair)
 
-    def work() -> float:
+    def work() -> list[dict[str, float]]:
         with torch.no_grad(), best_precision().autocast():
             sums = answer_log_probs(reference, [s for pair in sides for s in pair], pad_id)
         pairs = [
@@ -261,7 +262,7 @@ def ours_dpo(folder: Path) -> Found:
         objective = functools.partial(_objective, config=config, pad_id=pad_id)
         result = train("dpo", model, objective, _source(pairs, config), len(pairs) // PAIRS, config,
                        folder / "run")  # fmt: skip
-        return _mean_loss(result.metrics)
+        return result.metrics
 
     return _measured(work, tokens, training_flops(model, tokens, attended) * 4 / 3)
 
@@ -280,11 +281,11 @@ def ours_reward(folder: Path) -> Found:
     tokens = sum(len(s.ids) for answers in sets for s in answers.segments)
     attended = sum(len(s.ids) ** 2 for answers in sets for s in answers.segments)
 
-    def work() -> float:
+    def work() -> list[dict[str, float]]:
         objective = functools.partial(ranking_objective, pad_id=pad_id, loss="pairwise")
         result = train("reward", model, objective, reward_source(sets, config), len(sets) // PAIRS, config,
                        folder / "run")  # fmt: skip
-        return _mean_loss(result.metrics)
+        return result.metrics
 
     return _measured(work, tokens, training_flops(model, tokens, attended))
 
@@ -302,11 +303,11 @@ def ours_grpo(folder: Path) -> Found:
                         max_kl=1e9, beta=0.04, learning_rate=1e-5, warmup_steps=10, **SAME)  # fmt: skip
     sampler = Sampler(_LengthJudge(), reference.eval(), NEW_TOKENS, 1.0, tokenizer, 0)
 
-    def work() -> float:
+    def work() -> list[dict[str, float]]:
         objective = functools.partial(group_objective, config=config)
         result = train("grpo", model, objective, source(sampler, questions, config), RL_STEPS, config,
                        folder / "run")  # fmt: skip
-        return _mean_loss(result.metrics)
+        return result.metrics
 
     samples = RL_STEPS * PROMPTS * GROUP
     lengths = [len(q.ids) + NEW_TOKENS for q in questions[: RL_STEPS * PROMPTS]]
@@ -327,9 +328,9 @@ def _arguments(folder: Path, batch: int, rate: float) -> dict[str, Any]:
 
 
 def _run_trl(trainer: Any, done: float) -> Found:
-    def work() -> float:
+    def work() -> list[dict[str, float]]:
         trainer.train()
-        return _mean_loss([entry for entry in trainer.state.log_history if "loss" in entry])
+        return [entry for entry in trainer.state.log_history if "loss" in entry]
 
     return _measured(work, done)
 

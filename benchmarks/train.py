@@ -218,6 +218,11 @@ def _data(folder: Path) -> list[Any]:
     return json.loads((folder / "data.json").read_text())
 
 
+def _new(folder: Path) -> Path:
+    """Where no checkpoint lies: a run that goes on from another one's end takes no time."""
+    return Path(tempfile.mkdtemp(dir=folder))
+
+
 def ours_sft(folder: Path) -> Found:
     model = load_language_model(folder / "model")
     segments = [Segment(tuple(ids), tuple(map(bool, mask))) for ids, mask in _data(folder)]
@@ -229,7 +234,7 @@ def ours_sft(folder: Path) -> Found:
 
     def work() -> list[dict[str, float]]:
         source = batches_of(rows, ROWS, ROWS, 0)
-        result = train("sft", model, next_token_objective, source, steps, config, folder / "run")
+        result = train("sft", model, next_token_objective, source, steps, config, _new(folder))
         return result.metrics
 
     return _measured(work, tokens, flops)
@@ -261,7 +266,7 @@ def ours_dpo(folder: Path) -> Found:
         ]
         objective = functools.partial(_objective, config=config, pad_id=pad_id)
         result = train("dpo", model, objective, _source(pairs, config), len(pairs) // PAIRS, config,
-                       folder / "run")  # fmt: skip
+                       _new(folder))  # fmt: skip
         return result.metrics
 
     return _measured(work, tokens, training_flops(model, tokens, attended) * 4 / 3)
@@ -284,7 +289,7 @@ def ours_reward(folder: Path) -> Found:
     def work() -> list[dict[str, float]]:
         objective = functools.partial(ranking_objective, pad_id=pad_id, loss="pairwise")
         result = train("reward", model, objective, reward_source(sets, config), len(sets) // PAIRS, config,
-                       folder / "run")  # fmt: skip
+                       _new(folder))  # fmt: skip
         return result.metrics
 
     return _measured(work, tokens, training_flops(model, tokens, attended))
@@ -306,7 +311,7 @@ def ours_grpo(folder: Path) -> Found:
     def work() -> list[dict[str, float]]:
         objective = functools.partial(group_objective, config=config)
         result = train("grpo", model, objective, source(sampler, questions, config), RL_STEPS, config,
-                       folder / "run")  # fmt: skip
+                       _new(folder))  # fmt: skip
         return result.metrics
 
     samples = RL_STEPS * PROMPTS * GROUP

@@ -16,6 +16,7 @@ def test_shingles_are_runs_of_four_words() -> None:
     assert shingles("...") == {}
 
 
+@pytest.mark.long
 def test_precision_recall_and_f1_of_shingles() -> None:
     gold = "one two three four five six"  # three shingles
     found = "zero one two three four five"  # three, two of them right

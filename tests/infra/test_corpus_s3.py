@@ -81,6 +81,7 @@ def assert_same(ours: dict[str, Manifest], expected: dict[str, Manifest]) -> Non
             assert data == storage.read_bytes(expected[stage].file_url(entry.name)), entry.name
 
 
+@pytest.mark.long
 def test_same_bytes_as_on_the_disk(
     object_store: ObjectStore,
     files: list[Path],

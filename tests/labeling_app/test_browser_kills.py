@@ -113,6 +113,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.long
 def test_every_text_is_kept_as_it_was_typed_and_none_is_not_handed_in(desk):
     store, _, page = desk
     for text in ("", "  \n "):

@@ -65,6 +65,7 @@ def test_a_number_opens_its_tasks_and_a_task_shows_what_was_done(desk):
     assert complaints == []
 
 
+@pytest.mark.long
 def test_words_find_a_task(desk):
     app, page = desk
     page.goto(f"{app.url}/tasks")

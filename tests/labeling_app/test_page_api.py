@@ -211,6 +211,7 @@ def _changed(body: dict, path: tuple, value: object) -> dict:
     return {**body, path[0]: _changed(body[path[0]], path[1:], value)}
 
 
+@pytest.mark.long
 def test_a_field_of_another_type_is_said_and_nothing_is_stored(desk):
     kaya = desk.person()
     work, ranked = desk.work(kaya), desk.work(kaya, "compare")

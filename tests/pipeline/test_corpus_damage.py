@@ -218,6 +218,7 @@ def test_a_disk_that_fills_in_the_middle(
     assert contents(root) == contents(undisturbed)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed(small: tuple[Path, list[str]], tmp_path: Path) -> None:
     undisturbed, _ = small
     root = tmp_path / "data"

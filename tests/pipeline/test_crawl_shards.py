@@ -139,7 +139,7 @@ def truth(web: Web) -> list[tuple[str, str]]:
         ("local", 1, 1),
         pytest.param("local", 1, 3, marks=pytest.mark.long),
         pytest.param("local", 2, 3, marks=pytest.mark.long),
-        ("ray", 2, 3),
+        pytest.param("ray", 2, 3, marks=pytest.mark.long),
     ],
 )
 def test_any_number_of_shards_finds_the_same_set(

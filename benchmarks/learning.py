@@ -1,6 +1,6 @@
 """That it learns: small experiments with a known answer each, seeds and intervals. CPU, minutes.
 
-python benchmarks/learning.py                     # all, about ten minutes on two cores
+python benchmarks/learning.py                     # all, with pictures in docs/
 python benchmarks/learning.py --only addition --seeds 1
 """
 
@@ -10,7 +10,6 @@ import functools
 import math
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,44 +17,50 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-from rows import record_table
+from learning_worlds import (
+    ANSWER_TOKENS,
+    FAST,
+    SHAPE,
+    Rows,
+    WordJudge,
+    answered,
+    answers_of,
+    copy_of,
+    measured,
+    new_tokenizer,
+    pad_of,
+    ppo,
+    preferred,
+    question_of,
+    reviewer,
+    reward_model,
+    taught,
+    trained,
+)
+from rows import DOCS, record_table
 
-from finetune.chat import encode_answer, encode_prompt
-from finetune.data import batches_of
-from finetune.dpo import DpoConfig, Pair, _objective, _source, answer_log_probs
-from finetune.generate import Completion, Sampling, generate
+from finetune.dpo import DpoConfig, Pair, _objective, answer_log_probs
+from finetune.dpo import _source as dpo_source
 from finetune.grpo import GrpoConfig, group_objective, source
-from finetune.loop import LoopConfig, train
 from finetune.losses import k_wise_ranking_sum
-from finetune.model import ModelConfig, new_model, num_parameters, reward_model_from
-from finetune.packing import Segment, pack_best_fit
-from finetune.ppo import ActorCritic, PpoConfig, PpoSource, ppo_objective
-from finetune.pretrain import next_token_objective
-from finetune.reward import AnswerSet, RewardConfig, ranking_objective
-from finetune.reward import _source as reward_source
-from finetune.rollouts import CheckJudge, ModelJudge, Question, Sampler
-from finetune.tokenizer import PAD, TURN_END, TokenizerConfig, token_id, train_bpe
-from pipeline.core.records import Message
+from finetune.model import new_model, num_parameters
+from finetune.ppo import PpoConfig
+from finetune.rollouts import CheckJudge, ModelJudge, Sampler
+from infra.pictures import Series, line_chart, standalone
 
-SHAPE = ModelConfig(hidden_size=64, num_layers=2, num_heads=4, intermediate_size=176, max_length=64)
-FAST: dict[str, Any] = {"device": "cpu", "checkpoint_every": 10**6}
-GOOD = ["good", "great", "fine", "lovely", "bright", "warm", "happy", "kind"]
-BAD = ["bad", "poor", "dull", "cold", "sad", "mean", "dark", "weak"]
-PLAIN = ["the", "film", "was", "and", "story", "felt", "a", "bit", "very", "cast"]
+NOTE = "Mean over {} seeds and, in brackets, the smallest and the largest of them."
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A row of the table: what, the figure with its interval, what was expected."""
+    """(what, figure, expected) rows, and curves: name -> (unit, lines)."""
 
-    what: str
-    figure: str
-    expected: str
-    seconds: float
+    rows: list[tuple[str, str, str]]
+    curves: dict[str, tuple[str, list[Series]]] = dataclasses.field(default_factory=dict)
 
 
 def main() -> int:
@@ -63,28 +68,28 @@ def main() -> int:
     parser.add_argument("--only", choices=sorted(EXPERIMENTS))
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    torch.set_num_threads(2)
-    rows: list[Found] = []
+    lines = ["| experiment | found | expected | s |", "| --- | --- | --- | --- |"]
+    pictures: list[str] = []
     for name in [options.only] if options.only else EXPERIMENTS:
         started = time.perf_counter()
         found = EXPERIMENTS[name](range(options.seeds))
-        seconds = time.perf_counter() - started
-        rows += [Found(*row, seconds / len(found)) for row in found]
-        for row in rows[-len(found) :]:
-            print(
-                f"{row.what}: {row.figure} (expected: {row.expected}; {row.seconds:.0f} s)",
-                flush=True,
-            )
-    lines = ["| experiment | found | expected | s |", "| --- | --- | --- | --- |"]
-    lines += [f"| {r.what} | {r.figure} | {r.expected} | {r.seconds:.0f} |" for r in rows]
+        seconds = (time.perf_counter() - started) / len(found.rows)
+        for what, figure, expected in found.rows:
+            print(f"{what}: {figure} (expected: {expected}; {seconds:.0f} s)", flush=True)
+            lines.append(f"| {what} | {figure} | {expected} | {seconds:.0f} |")
+        if not options.only:
+            pictures += [drawn(title, *curve) for title, curve in found.curves.items()]
     if not options.only:
-        record_table(
-            "learning", "That it learns", "\n".join([*lines, "", NOTE.format(options.seeds)])
-        )
+        text = "\n".join([*lines, "", NOTE.format(options.seeds), "", *pictures])
+        record_table("learning", "That it learns", text)
     return 0
 
 
-NOTE = "Mean over {} seeds and, in brackets, the smallest and the largest of them."
+def drawn(title: str, unit: str, series: list[Series]) -> str:
+    """A line of Markdown that shows the curves, which lie beside the page."""
+    name = f"learning-{title.replace(' ', '-').lower()}.svg"
+    (DOCS / name).write_bytes(standalone(line_chart(series, unit, title)))
+    return f"{title} ({unit}):\n\n![{title}]({name})\n"
 
 
 def spread(values: Sequence[float], form: str = "{:.1%}") -> str:
@@ -92,358 +97,212 @@ def spread(values: Sequence[float], form: str = "{:.1%}") -> str:
     return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"
 
 
-def _tokenizer(texts: Sequence[str], size: int = 320) -> Any:
-    return train_bpe(iter(texts), TokenizerConfig(vocab_size=size))
+def curve(rows: Rows, key: str, name: str, kind: Any = "main") -> Series:
+    return Series(name, tuple((row["step"], row[key]) for row in rows if key in row), kind)
 
 
-def _question(tokenizer: Any, text: str, reference: str = "") -> Question:
-    return Question(text, tuple(encode_prompt(tokenizer, [Message.of("user", text)])), reference)
-
-
-def _answered(question: Question, tokenizer: Any, answer: str) -> Segment:
-    after = encode_answer(tokenizer, answer)
-    return Segment((*question.ids, *after), (*[False] * len(question.ids), *[True] * len(after)))
-
-
-def _taught(model: Any, segments: Sequence[Segment], steps: int, rate: float, seed: int) -> None:
-    rows, _ = pack_best_fit(segments, 64, 2)
-    config = LoopConfig(learning_rate=rate, weight_decay=0.0, seed=seed, **FAST)
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            "sft",
-            model,
-            next_token_objective,
-            batches_of(rows, 32, 32, seed),
-            steps,
-            config,
-            Path(folder),
-        )
-
-
-def _answers(
-    model: nn.Module, tokenizer: Any, questions: Sequence[Question], length: int, seed: int
-) -> list[Completion]:
-    stop = (token_id(tokenizer, TURN_END),)
-    return generate(model.eval(), [q.ids for q in questions], Sampling(length, stop_ids=stop), seed)
-
-
-def _copy(model: Any) -> Any:
-    twin = type(model)._from_config(model.config, attn_implementation="flywheel")
-    twin.load_state_dict(model.state_dict())
-    return twin
-
-
-def addition(seeds: Sequence[int]) -> list[tuple[str, str, str]]:
+def addition(seeds: Sequence[int]) -> Found:
     """SFT on sums of which 60% are wrong, then GRPO by a program that checks them."""
-    before, after, sizes = [], [], []
+    before, after, curves, size = [], [], [], 0
     for seed in seeds:
         draw = np.random.default_rng(seed)
-        tokenizer = _tokenizer([f"{a}+{b}={a + b}" for a in range(20) for b in range(20)])
-        questions = [
-            _question(tokenizer, f"{a}+{b}", str(a + b)) for a in range(20) for b in range(20)
+        sums = [(f"{a}+{b}", str(a + b)) for a in range(10) for b in range(10)]
+        tokenizer = new_tokenizer(["0 1 2 3 4 5 6 7 8 9 +"], 276)  # bytes: a digit is a token
+        questions = [question_of(tokenizer, *each) for each in sums]
+        lessons = [
+            answered(q, tokenizer, str(draw.integers(19)) if draw.random() < 0.6 else q.reference)
+            for q in questions
+            for _ in range(20)
         ]
-        taught = []
-        for question in questions:
-            for _ in range(5):
-                wrong = draw.random() < 0.6
-                answer = str(draw.integers(0, 39)) if wrong else question.reference
-                taught.append(_answered(question, tokenizer, answer))
         model = new_model(SHAPE, tokenizer, seed)
-        sizes.append(num_parameters(model))
-        _taught(model, taught, 700, 3e-3, seed)
+        size = num_parameters(model)
+        taught(model, lessons, 400, seed)
         judge = CheckJudge(tokenizer, "arithmetic")
 
-        def accuracy(of: Any, judge: CheckJudge = judge, tokenizer: Any = tokenizer,
-                     questions: Sequence[Question] = questions) -> float:  # fmt: skip
-            return float(judge.rewards(questions, _answers(of, tokenizer, questions, 4, 99)).mean())
+        def accuracy(model: Any = model, judge: Any = judge, tokenizer: Any = tokenizer,
+                     questions: Any = questions * 4) -> float:  # fmt: skip
+            answers = answers_of(model, tokenizer, questions, 4, 99)
+            return float(judge.rewards(questions, answers).mean())
 
-        before.append(accuracy(model))
-        config = GrpoConfig(steps=250, batch_prompts=16, group_size=16, micro_batch_answers=256, max_new_tokens=4,
-                            learning_rate=1e-3, beta=0.0, max_kl=1e9, reward="arithmetic", seed=seed,
-                            schedule="linear", final_lr_fraction=0.0, **FAST)  # fmt: skip
-        sampler = Sampler(judge, _copy(model).eval(), 4, 1.0, tokenizer, seed)
-        with tempfile.TemporaryDirectory() as folder:
-            objective = functools.partial(group_objective, config=config)
-            train(
-                "grpo",
-                model,
-                objective,
-                source(sampler, questions, config),
-                config.steps,
-                config,
-                Path(folder),
-            )
-        after.append(accuracy(model))
-    return [
-        (
-            f"addition, {sizes[0]:,} parameters, SFT on 60% wrong sums: sampled right",
-            spread(before),
-            "about 40%",
-        ),
-        ("the same after 250 steps of GRPO", spread(after), ">= 97%"),
-    ]
+        before.append(accuracy())
+        config = GrpoConfig(
+            steps=250, batch_prompts=32, group_size=8, micro_batch_answers=256, max_new_tokens=4, seed=seed,
+            learning_rate=1e-3, beta=0.0, max_kl=1e9, reward="arithmetic", final_lr_fraction=0.0, **FAST,
+        )  # fmt: skip
+        sampler = Sampler(judge, copy_of(model).eval(), 4, 1.0, tokenizer, seed)
+        objective = functools.partial(group_objective, config=config)
+        steps = source(sampler, questions, config)
+        rows = trained("grpo", model, objective, steps, config.steps, config)
+        curves.append(curve(rows, "reward", f"seed {seed}"))
+        after.append(accuracy())
+    what = f"addition, {size:,} parameters, SFT with 60% wrong sums: sampled right"
+    return Found(
+        [(what, spread(before), "about 40%"), ("the same after 250 steps of GRPO", spread(after), ">= 97%")],
+        {"Addition by GRPO": ("share right", curves)},
+    )  # fmt: skip
 
 
-def bradley_terry(seeds: Sequence[int]) -> list[tuple[str, str, str]]:
-    """Known scores of 8 answers, 2,000 rankings of 4 of them: the K-wise loss finds the scores, and
-    95% of them within the interval that the Fisher information gives for pairs."""
+def bradley_terry(seeds: Sequence[int]) -> Found:
+    """Known scores of 8 answers, 2,000 comparisons: the ranking loss finds the scores, and 95% of
+    them within the interval that the Fisher information gives."""
     inside, errors = [], []
+    better = torch.tensor([[False, True], [False, False]])
     for seed in seeds:
         draw = torch.Generator().manual_seed(seed)
         truth = torch.randn(8, generator=draw)
         truth -= truth.mean()
-        sets, wins = [], torch.zeros(8, 8)
+        wins = torch.zeros(8, 8)
         for _ in range(2000):
             a, b = torch.randperm(8, generator=draw)[:2].tolist()
             first = torch.rand((), generator=draw) < torch.sigmoid(truth[a] - truth[b])
-            sets.append((a, b) if first else (b, a))
-            wins[sets[-1]] += 1
-        scores = torch.zeros(8, requires_grad=True)
-        optimizer = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-10)
-        better = torch.tensor([[False, True], [False, False]])
-
-        def closure(scores: Tensor = scores, wins: Tensor = wins, better: Tensor = better,
-                    optimizer: Any = optimizer) -> Tensor:  # fmt: skip
-            optimizer.zero_grad()
-            parts = [
-                wins[i, j] * k_wise_ranking_sum(scores[[i, j]], better)
-                for i in range(8)
-                for j in range(8)
-            ]
-            loss = torch.stack(parts).sum()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        found = scores.detach() - scores.detach().mean()
+            wins[(a, b) if first else (b, a)] += 1
+        found = _scores_of(wins, better)
         p = torch.sigmoid(truth[:, None] - truth[None, :])
         weight = (wins + wins.T) * p * (1 - p)
         information = torch.diag(weight.sum(1)) - weight
         deviation = torch.linalg.pinv(information).diagonal().sqrt()
         inside.append(float(((found - truth).abs() < 1.96 * deviation).float().mean()))
         errors.append(float((found - truth).abs().max()))
-    return [("Bradley-Terry: scores within their 95% interval", spread(inside), "95%"),
-            ("the largest error of a score", spread(errors, "{:.3f}"), "about 0.15")]  # fmt: skip
+    return Found([("Bradley-Terry: scores within their 95% interval", spread(inside), "95%"),
+                  ("the largest error of a score", spread(errors, "{:.3f}"), "about 0.15")])  # fmt: skip
 
 
-def _text(tokenizer: Any, completion: Completion) -> list[str]:
-    ids = completion.ids[:-1] if completion.finished else completion.ids
-    return tokenizer.decode(list(ids), skip_special_tokens=True).split()
+def _scores_of(wins: Tensor, better: Tensor) -> Tensor:
+    """The scores that make the wins likeliest, their mean 0."""
+    scores = torch.zeros(len(wins), requires_grad=True)
+    optimizer = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-10)
+    everyone = range(len(wins))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        losses = [wins[i, j] * k_wise_ranking_sum(scores[[i, j]], better)
+                  for i in everyone for j in everyone]  # fmt: skip
+        loss = torch.stack(losses).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    return scores.detach() - scores.detach().mean()
 
 
-class WordJudge:
-    """Scores by words: good ones less bad ones, or (`gold`) good ones that were not said yet, less a
-    half for each word said again."""
-
-    def __init__(self, tokenizer: Any, *, gold: bool) -> None:
-        self.tokenizer, self.gold = tokenizer, gold
-
-    def rewards(self, questions: Sequence[Question], completions: Sequence[Completion]) -> Tensor:
-        return torch.tensor([self.score(_text(self.tokenizer, c)) for c in completions])
-
-    def score(self, words: Sequence[str]) -> float:
-        if not self.gold:
-            return float(sum((w in GOOD) - (w in BAD) for w in words))
-        return (
-            len(set(words) & set(GOOD))
-            - sum(w in BAD for w in words)
-            - 0.5 * (len(words) - len(set(words)))
-        )
-
-
-def _reviewer(seed: int) -> tuple[Any, Any, list[Question]]:
-    """A small model that writes reviews of eight words, as often kind as not."""
-    draw = np.random.default_rng(seed)
-
-    def review() -> str:
-        words = [
-            str(draw.choice(PLAIN if draw.random() < 0.6 else GOOD if draw.random() < 0.5 else BAD))
-            for _ in range(8)
-        ]
-        return " ".join(words)
-
-    tokenizer = _tokenizer(
-        [review() for _ in range(2000)] + [f"review {n}" for n in range(50)], 400
-    )
-    questions = [_question(tokenizer, f"review {n}") for n in range(50)]
-    model = new_model(SHAPE, tokenizer, seed)
-    _taught(model, [_answered(q, tokenizer, review()) for q in questions * 30], 250, 3e-3, seed)
-    return model, tokenizer, questions
-
-
-def _ppo(model: Any, tokenizer: Any, questions: Sequence[Question], judge: Any, config: PpoConfig,
-         value: Any) -> tuple[Any, list[dict[str, float]]]:  # fmt: skip
-    sampler = Sampler(
-        judge, _copy(model).eval(), config.max_new_tokens, 1.0, tokenizer, config.seed
-    )
-    both = ActorCritic(_copy(model), value)
-    objective = functools.partial(ppo_objective, config=config)
-    with tempfile.TemporaryDirectory() as folder:
-        result = train(
-            "ppo",
-            both,
-            objective,
-            PpoSource(sampler, questions, config),
-            config.steps,
-            config,
-            Path(folder),
-        )
-    return both.policy, result.metrics
-
-
-def _scored(model: Any) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        return reward_model_from(folder)
-
-
-def sentiment(seeds: Sequence[int]) -> list[tuple[str, str, str]]:
-    """PPO against a lexicon, the KL held near its target."""
-    gains, kls = [], []
+def best_of_n(seeds: Sequence[int]) -> Found:
+    """The gain of the best of n against the expected largest of n draws."""
+    ratios, ours, theory = [], [], []
+    sizes = (2, 4, 8, 16, 32, 64)
     for seed in seeds:
-        model, tokenizer, questions = _reviewer(seed)
-        config = PpoConfig(steps=60, batch_prompts=64, updates=4, epochs=2, max_new_tokens=16, learning_rate=5e-4,
-                           kl_target=6.0, kl_weight=0.1, kl_horizon=500, unfinished_penalty=0.0, seed=seed, **FAST)  # fmt: skip
-        _, steps = _ppo(
-            model, tokenizer, questions, WordJudge(tokenizer, gold=False), config, _scored(model)
-        )
-        first, last = (
-            statistics.mean(s["reward"] for s in part) for part in (steps[:5], steps[-5:])
-        )
-        gains.append(last - first)
-        kls.append(statistics.mean(s["kl"] for s in steps[-5:]))
-    return [("sentiment by PPO: reward gained", spread(gains, "{:.2f}"), "> 1"),
-            ("its KL to the start, nats an answer", spread(kls, "{:.1f}"), "near the target, 6")]  # fmt: skip
-
-
-def over_optimisation(seeds: Sequence[int]) -> list[tuple[str, str, str]]:
-    """A reward model learnt from gold preferences is the proxy: pushed without a KL term it rises
-    while the gold reward falls (Gao et al. 2022); with one it does not."""
-    found: dict[str, list[float]] = {"proxy off": [], "gold off": [], "proxy on": [], "gold on": []}
-    for seed in seeds:
-        model, tokenizer, questions = _reviewer(seed)
-        gold = WordJudge(tokenizer, gold=True)
-        proxy = _preferring(model, tokenizer, questions, gold, seed)
-        judge = ModelJudge(proxy.eval(), token_id(tokenizer, PAD), 0.0)
-        start = [_measured(model, tokenizer, questions, j) for j in (judge, gold)]
-        for name, weight, target in (("off", 0.0, 1e9), ("on", 0.2, 3.0)):
-            config = PpoConfig(steps=100, batch_prompts=64, updates=4, epochs=2, max_new_tokens=16, learning_rate=1e-3,
-                               kl_weight=weight, kl_target=target, kl_horizon=math.inf if weight == 0 else 500,
-                               seed=seed, **FAST)  # fmt: skip
-            policy, _ = _ppo(model, tokenizer, questions, judge, config, _scored(model))
-            end = [_measured(policy, tokenizer, questions, j) for j in (judge, gold)]
-            found[f"proxy {name}"].append(end[0] - start[0])
-            found[f"gold {name}"].append(end[1] - start[1])
-    return [
-        ("KL off: proxy reward gained", spread(found["proxy off"], "{:+.2f}"), "rises"),
-        ("KL off: gold reward gained", spread(found["gold off"], "{:+.2f}"), "falls"),
-        ("KL on: proxy reward gained", spread(found["proxy on"], "{:+.2f}"), "rises less"),
-        ("KL on: gold reward gained", spread(found["gold on"], "{:+.2f}"), "does not fall"),
-    ]
-
-
-def _measured(model: Any, tokenizer: Any, questions: Sequence[Question], judge: Any) -> float:
-    several = [q for q in questions for _ in range(4)]
-    return float(judge.rewards(several, _answers(model, tokenizer, several, 16, 7)).mean())
-
-
-def _pairs(model: Any, tokenizer: Any, questions: Sequence[Question], gold: WordJudge, seed: int,
-           number: int = 8) -> list[tuple[Segment, Segment]]:  # fmt: skip
-    """Two sampled answers to each question, the better one by gold first."""
-    several = [q for q in questions for _ in range(2 * number)]
-    answers = _answers(model, tokenizer, several, 16, seed + 1)
-    scores = gold.rewards(several, answers).tolist()
-    pairs = []
-    for i in range(0, len(several), 2):
-        if scores[i] != scores[i + 1]:
-            best, worst = (i, i + 1) if scores[i] > scores[i + 1] else (i + 1, i)
-            pairs.append(tuple(
-                Segment((*several[k].ids, *answers[k].ids), (*[False] * len(several[k].ids), *[True] * len(answers[k].ids)))
-                for k in (best, worst)))  # fmt: skip
-    return pairs
-
-
-def _preferring(
-    model: Any, tokenizer: Any, questions: Sequence[Question], gold: WordJudge, seed: int
-) -> Any:
-    sets = [AnswerSet(str(n), pair, (((0, 1),),), (0.0,), (1, 1))
-            for n, pair in enumerate(_pairs(model, tokenizer, questions, gold, seed))]  # fmt: skip
-    reward = _scored(model)
-    config = RewardConfig(
-        learning_rate=1e-3, batch_prompts=16, micro_batch_prompts=16, seed=seed, **FAST
-    )
-    objective = functools.partial(ranking_objective, pad_id=token_id(tokenizer, PAD))
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            "reward",
-            reward,
-            objective,
-            reward_source(sets, config),
-            2 * len(sets) // 16,
-            config,
-            Path(folder),
-        )
-    return reward
-
-
-def best_of_n(seeds: Sequence[int]) -> list[tuple[str, str, str]]:
-    """The gain of the best of n against the expected largest of n normal numbers."""
-    ratios = []
-    for seed in seeds:
-        model, tokenizer, questions = _reviewer(seed)
+        model, tokenizer, questions = reviewer(seed)
         judge = WordJudge(tokenizer, gold=False)
         several = [q for q in questions for _ in range(64)]
-        rewards = judge.rewards(several, _answers(model, tokenizer, several, 16, seed)).view(-1, 64)
-        rewards = rewards + 1e-3 * torch.randn(
-            rewards.shape, generator=torch.Generator().manual_seed(seed)
-        )
-        gain = float((rewards.view(len(questions) * 8, 8).max(1).values).mean() - rewards.mean())
+        rewards = judge.rewards(several, answers_of(model, tokenizer, several, ANSWER_TOKENS, seed))
         draw = np.random.default_rng(seed)
-        pool = rewards.flatten().numpy()
-        theory = float(draw.choice(pool, (200_000, 8)).max(1).mean() - pool.mean())
-        ratios.append(gain / theory)
-    return [("best of 8: gain, as a share of what order statistics give", spread(ratios), "100%")]
+        pool = rewards.numpy()
+        gains = [float(rewards.view(-1, n).max(1).values.mean() - rewards.mean()) for n in sizes]
+        expected = [draw.choice(pool, (100_000, n)).max(1).mean() - pool.mean() for n in sizes]
+        ratios.append(gains[sizes.index(8)] / expected[sizes.index(8)])
+        ours.append(Series(f"seed {seed}", tuple(zip(sizes, gains, strict=True)), dots=True))
+        theory.append(
+            Series("theory", tuple(zip(sizes, map(float, expected), strict=True)), "rest")
+        )
+    return Found(
+        [("best of 8: gain, as a share of what order statistics give", spread(ratios), "100%")],
+        {"Best of n": ("reward gained by n; grey: order statistics", [*theory, *ours])},
+    )
 
 
-def dpo_and_ppo(seeds: Sequence[int]) -> list[tuple[str, str, str]]:
-    """The same preferences, by DPO and by a reward model with PPO: gold reward gained."""
-    gains: dict[str, list[float]] = {"dpo": [], "ppo": []}
+def sentiment(seeds: Sequence[int]) -> Found:
+    """PPO against a lexicon, the KL held near its target."""
+    gains, kls, rewards, divergences = [], [], [], []
     for seed in seeds:
-        model, tokenizer, questions = _reviewer(seed)
+        model, tokenizer, questions = reviewer(seed)
+        config = PpoConfig(
+            steps=60, batch_prompts=64, updates=4, epochs=2, max_new_tokens=ANSWER_TOKENS, seed=seed,
+            learning_rate=5e-4, kl_target=6.0, kl_weight=0.1, kl_horizon=500, unfinished_penalty=0.0, **FAST,
+        )  # fmt: skip
+        _, rows = ppo(model, tokenizer, questions, WordJudge(tokenizer, gold=False), config)
+        ends = (rows[:5], rows[-5:])
+        first, last = (statistics.mean(row["reward"] for row in end) for end in ends)
+        gains.append(last - first)
+        kls.append(statistics.mean(row["kl"] for row in rows[-5:]))
+        rewards.append(curve(rows, "reward", f"seed {seed}"))
+        divergences.append(curve(rows, "kl", f"seed {seed}"))
+    return Found(
+        [("sentiment by PPO: reward gained", spread(gains, "{:.2f}"), "> 1"),
+         ("its KL to the start, nats an answer", spread(kls, "{:.1f}"), "near the target, 6")],
+        {"Sentiment by PPO": ("reward", rewards), "Its KL": ("nats an answer; target 6", divergences)},
+    )  # fmt: skip
+
+
+def over_optimisation(seeds: Sequence[int]) -> Found:
+    """A reward model learnt from gold preferences is the proxy: pushed without a KL term it rises
+    while the gold reward falls (Gao et al. 2022); with one it does not."""
+    gained: dict[str, list[float]] = {}
+    curves: dict[str, list[Series]] = {"proxy": [], "gold": []}
+    for seed in seeds:
+        model, tokenizer, questions = reviewer(seed)
         gold = WordJudge(tokenizer, gold=True)
-        start = _measured(model, tokenizer, questions, gold)
-        sides = _pairs(model, tokenizer, questions, gold, seed)
-        pad_id = token_id(tokenizer, PAD)
-        sums = answer_log_probs(_copy(model), [s for pair in sides for s in pair], pad_id)
+        pairs = preferred(model, tokenizer, questions, gold, seed)
+        proxy = reward_model(model, pairs, pad_of(tokenizer), seed)
+        judges = {"proxy": ModelJudge(proxy, pad_of(tokenizer), 0.0), "gold": gold}
+
+        def watch(step: int, policy: Any, judges: Any = judges, tokenizer: Any = tokenizer,
+                  questions: Any = questions) -> dict[str, float]:  # fmt: skip
+            if step % 10:
+                return {}
+            return {n: measured(policy, tokenizer, questions, j) for n, j in judges.items()}
+
+        for name, weight, target in (("off", 0.0, 1e9), ("on", 0.2, 3.0)):
+            config = PpoConfig(
+                steps=100, batch_prompts=64, updates=4, epochs=2, max_new_tokens=ANSWER_TOKENS, seed=seed,
+                learning_rate=1e-3, kl_weight=weight, kl_target=target,
+                kl_horizon=math.inf if weight == 0 else 500, **FAST,
+            )  # fmt: skip
+            _, rows = ppo(model, tokenizer, questions, judges["proxy"], config, watch)
+            for judge, lines in curves.items():
+                line = curve(rows, judge, f"KL {name}", "main" if name == "on" else "bad")
+                lines.append(line)
+                gained.setdefault(f"KL {name}: {judge} reward gained", []).append(
+                    line.points[-1][1] - line.points[0][1]
+                )
+    expected = ("rises", "falls", "rises less", "does not fall")
+    rows_of = zip(gained.items(), expected, strict=True)
+    return Found(
+        [(what, spread(values, "{:+.2f}"), wanted) for (what, values), wanted in rows_of],
+        {f"{judge.title()} reward": ("blue: KL on; red: KL off", lines)
+         for judge, lines in curves.items()},
+    )  # fmt: skip
+
+
+def dpo_and_ppo(seeds: Sequence[int]) -> Found:
+    """The same preferences, by DPO and by a reward model with PPO: gold reward gained."""
+    gains: dict[str, list[float]] = {"DPO": [], "PPO": []}
+    for seed in seeds:
+        model, tokenizer, questions = reviewer(seed)
+        gold, pad_id = WordJudge(tokenizer, gold=True), pad_of(tokenizer)
+        start = measured(model, tokenizer, questions, gold)
+        sides = preferred(model, tokenizer, questions, gold, seed)
+        sums = answer_log_probs(copy_of(model), [s for pair in sides for s in pair], pad_id)
         pairs = [
             Pair(str(n), c, r, c, sums[2 * n], sums[2 * n + 1], sums[2 * n])
             for n, (c, r) in enumerate(sides)
         ]
         config = DpoConfig(learning_rate=1e-3, beta=0.1, batch_pairs=16, seed=seed, **FAST)
-        policy = _copy(model)
-        with tempfile.TemporaryDirectory() as folder:
-            objective = functools.partial(_objective, config=config, pad_id=pad_id)
-            train(
-                "dpo",
-                policy,
-                objective,
-                _source(pairs, config),
-                2 * len(pairs) // 16,
-                config,
-                Path(folder),
-            )
-        gains["dpo"].append(_measured(policy, tokenizer, questions, gold) - start)
-        proxy = _preferring(model, tokenizer, questions, gold, seed)
-        judge = ModelJudge(proxy.eval(), pad_id, 0.0)
-        ppo = PpoConfig(steps=40, batch_prompts=64, updates=4, epochs=2, max_new_tokens=16, learning_rate=5e-4,
-                        kl_weight=0.2, kl_target=3.0, kl_horizon=500, seed=seed, **FAST)  # fmt: skip
-        policy, _ = _ppo(model, tokenizer, questions, judge, ppo, _scored(model))
-        gains["ppo"].append(_measured(policy, tokenizer, questions, gold) - start)
-    return [(f"the same preferences by {name.upper()}: gold reward gained", spread(gains[name], "{:+.2f}"), "> 0")
-            for name in gains]  # fmt: skip
+        policy = copy_of(model)
+        objective = functools.partial(_objective, config=config, pad_id=pad_id)
+        steps = dpo_source(pairs, config)
+        trained("dpo", policy, objective, steps, 2 * len(pairs) // 16, config)
+        gains["DPO"].append(measured(policy, tokenizer, questions, gold) - start)
+        judge = ModelJudge(reward_model(model, sides, pad_id, seed), pad_id, 0.0)
+        against = PpoConfig(
+            steps=40, batch_prompts=64, updates=4, epochs=2, max_new_tokens=ANSWER_TOKENS, seed=seed,
+            learning_rate=5e-4, kl_weight=0.2, kl_target=3.0, kl_horizon=500, **FAST,
+        )  # fmt: skip
+        policy, _ = ppo(model, tokenizer, questions, judge, against)
+        gains["PPO"].append(measured(policy, tokenizer, questions, gold) - start)
+    return Found([(f"the same preferences by {name}: gold reward gained", spread(found, "{:+.2f}"), "> 0")
+                  for name, found in gains.items()])  # fmt: skip
 
 
-EXPERIMENTS: dict[str, Callable[[Sequence[int]], list[tuple[str, str, str]]]] = {
+EXPERIMENTS: dict[str, Callable[[Sequence[int]], Found]] = {
     "addition": addition,
     "bradley-terry": bradley_terry,
     "best-of-n": best_of_n,

@@ -23,7 +23,7 @@ from finetune.model import (
 )
 from finetune.packing import Segment, lay_segments
 from finetune.registry import Registry
-from finetune.tokenizer import BOS, EOS, PAD, TURN_END, load_tokenizer, token_id
+from finetune.tokenizer import BOS, PAD, end_tokens, load_tokenizer, token_id
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
 
@@ -71,7 +71,7 @@ class LanguageModel:
         self.max_length = int(model.config.max_position_embeddings)
         self.overlap = self.max_length // 4
         self._bos, self._pad = token_id(tokenizer, BOS), token_id(tokenizer, PAD)
-        self._stops = (token_id(tokenizer, TURN_END), token_id(tokenizer, EOS))
+        self._stops = end_tokens(tokenizer)
         self._row_budget = max(self.max_length, _LOGITS_AT_ONCE // tokenizer.get_vocab_size())
 
     @staticmethod

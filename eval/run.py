@@ -20,7 +20,7 @@ from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 from pipeline.core.progress import Progress
 from pipeline.core.records import Conversation, read_records
 
-VERSION = 1
+VERSION = 2
 SAMPLES = "samples.parquet"
 CONVERSATIONS, COMPARISONS = "conversations.parquet", "comparisons.parquet"
 

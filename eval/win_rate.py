@@ -18,7 +18,7 @@ from pipeline.core.identity import HELDOUT_FRACTION, is_heldout
 from pipeline.core.manifest import Counts, Manifest, StageOutput
 from pipeline.core.records import Comparison, Message, read_records
 
-VERSION = 1
+VERSION = 2
 
 
 class WinRateConfig(Section):

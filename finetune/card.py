@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finetune.metrics import CURVES
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Comparison, Conversation, read_columns
 
 CARD = "README.md"
 _NUM_POINTS, _NUM_ROWS, _MAX_CELL = 10, 50, 200
 _SPECIAL = re.compile(r"([!#$&()*+/:<-@\[-`{-~])")
-_CURVES = ("loss", "reward", "kl", "margin", "accuracy")
 _KINDS = {
     "base": "A language model pretrained on a crawled corpus: it continues text, and was not taught"
     " to answer.",
@@ -171,7 +171,7 @@ def _curve(metrics: Sequence[Mapping[str, float]]) -> str:
     last value."""
     steps = [row for row in metrics if row.get("step", 0) > 0]
     seen = {key for row in steps for key in row}
-    keys = [key for key in _CURVES if key in seen]
+    keys = [key for key in CURVES if key in seen]
     keys += sorted(key for key in seen if key.startswith("heldout"))
     if not keys:
         return ""

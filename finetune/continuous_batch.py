@@ -96,7 +96,8 @@ class ContinuousBatch:
         self.prompt_tokens, self.join_at_once = prompt_tokens, join_at_once
         self.device = next(model.parameters()).device
         self.lookahead = lookahead if self.device.type == "cuda" else 1
-        self.context, self.vocabulary = context_length(model), cast(Any, model).config.vocab_size
+        config = cast(Any, model).config
+        self.context, self.vocabulary = context_length(config), config.vocab_size
         self._next = 0
         self._waiting: deque[_Row] = deque()
         self._reading: _Reading | None = None

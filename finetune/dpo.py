@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from finetune.adapter import AdapterConfig, merged, with_adapter
 from finetune.data import shuffled_epochs
 from finetune.distributed import gathered
+from finetune.kv_cache import context_length
 from finetune.labels import RankedPrompt, answer_segment, ranked_prompts
 from finetune.loop import DECAY, PEAK, Loss, Step, Steps, Update, precision_of, train
 from finetune.losses import dpo_sum, ipo_sum, kto_sum
@@ -70,8 +71,9 @@ def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) ->
         tokenizer = load_tokenizer(checkpoint)
         pad_id = token_id(tokenizer, PAD)
         reference = place(load_language_model(checkpoint), precision_of(config).device)
+        longest = min(config.max_length, context_length(reference.config))
         (found, dropped), (held_out, _) = (
-            make_pairs(tokenizer, reference, ranked_prompts(labels, heldout=h), config.max_length)
+            make_pairs(tokenizer, reference, ranked_prompts(labels, heldout=h), longest)
             for h in (False, True)
         )
         if not found:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from finetune.data import shuffled_epochs
 from finetune.distributed import gathered
+from finetune.kv_cache import context_length
 from finetune.loop import (
     DECAY,
     INTERVAL,
@@ -43,6 +44,7 @@ from finetune.rollouts import (
     heldout_rewards,
     model_judge,
     questions_of,
+    with_room,
 )
 from finetune.stage import Trained, run_stage
 from finetune.tokenizer import load_tokenizer
@@ -111,7 +113,7 @@ def run_grpo(
         checkpoint = registry.verified(sft_id)
         tokenizer = load_tokenizer(checkpoint)
         checked = config.reward != "model"
-        questions, held_out = (
+        asked, held_out = (
             questions_of(tokenizer, labels, heldout=h, with_reference=checked)
             for h in (False, True)
         )
@@ -122,6 +124,9 @@ def run_grpo(
             else model_judge(registry, reward_id, tokenizer, config.unfinished_penalty, device)
         )
         reference = place(load_language_model(checkpoint), device).eval()
+        context = context_length(reference.config)
+        questions, dropped = with_room(asked, context)
+        held_out, _ = with_room(held_out, context)
         sampler = Sampler(
             judge, reference, config.max_new_tokens, config.temperature, tokenizer,
             config.seed,
@@ -133,7 +138,7 @@ def run_grpo(
         policy = gathered(model)
         rewards = heldout_rewards(sampler, held_out, policy, config.best_of, "grpo")
         storage.write_bytes(str(folder / REWARDS), json.dumps(rewards).encode())
-        counts = Counts(len(questions), len(questions))
+        counts = Counts(len(asked), len(questions), dropped)
         return Trained(policy, tokenizer, counts, files={REWARDS: len(rewards)})
 
     again = functools.partial(run_grpo, config, sft_id, reward_id, labels, run)

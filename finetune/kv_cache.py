@@ -84,11 +84,10 @@ class KeyValues:
         return like.new_zeros(self.num_rows, like.shape[1], self.length + 1, like.shape[3])
 
 
-def context_length(model: nn.Module) -> int:
-    """How many tokens a prompt and its completion may have together. With sliding windows, one
-    window: up to there it is attention to everything. Raises UserError for a model that keeps
-    another state than keys and values."""
-    config = cast(Any, model).config
+def context_length(config: Any) -> int:
+    """How many tokens a model of this configuration (transformers') can tell apart, a prompt and
+    its completion together. With sliding windows, one window: up to there it is attention to
+    everything. Raises UserError for a model that keeps another state than keys and values."""
     other = set(getattr(config, "layer_types", None) or ()) - {
         "full_attention",
         "sliding_attention",

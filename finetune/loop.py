@@ -7,6 +7,7 @@ update, over all micro-batches and workers, so accumulation changes nothing but 
 import dataclasses
 import math
 import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from finetune.checkpoint import (
     restore_random,
     save_checkpoint,
 )
-from finetune.metrics import TIMED, MetricsLog
+from finetune.metrics import TIMED, MetricsLog, curves
 from finetune.model import Precision, best_precision, body_of, peak_flops, training_flops
 from pipeline.core.config import Section, operational
 from pipeline.core.errors import UserError
@@ -183,6 +184,8 @@ def train(
             progress.advance(1, _note(values))
             if (index + 1) % config.checkpoint_every == 0 or index + 1 == num_steps:
                 _save(folder, index + 1, shell, optimizer, source)
+    if distributed.is_main() and (lines := curves(log.rows)):
+        print("\n".join(lines), file=sys.stderr)
     return TrainResult(log.rows, done)
 
 

@@ -1,9 +1,11 @@
 """A run's figures, a line a step: metrics.jsonl, what the machine did apart from them, and
 TensorBoard's events where it is installed."""
 
+import itertools
 import json
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +14,8 @@ from pipeline.core import storage
 
 # What depends on the machine goes to a file of its own: metrics.jsonl is part of a result's hash.
 TIMED = frozenset({"tokens_per_s", "data_share", "mfu", "memory_gb"})
+CURVES = ("loss", "reward", "kl", "margin", "accuracy")  # and what is measured on held-out data
+_BLOCKS = "▁▂▃▄▅▆▇█"
 METRICS, RATES, EVENTS = "metrics.jsonl", "rates.jsonl", "tensorboard"
 
 
@@ -50,6 +54,28 @@ class MetricsLog:
     ) -> None:
         if self._events is not None:
             self._events.close()
+
+
+def curves(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """The curves of a run, a line each, as somebody sees them in a terminal: the first and the last
+    value, and between them each part's mean."""
+    seen = {key for row in rows for key in row}
+    names = [key for key in CURVES if key in seen]
+    names += sorted(key for key in seen if key.startswith("heldout"))
+    wide = max(map(len, names), default=0)
+    lines: list[str] = []
+    for name in names:
+        values = [row[name] for row in rows if math.isfinite(row.get(name, math.nan))]
+        if len(values) > 1:
+            lines.append(f"{name:<{wide}} {values[0]:10.4g} {_blocks(values)} {values[-1]:.4g}")
+    return lines
+
+
+def _blocks(values: Sequence[float], width: int = 48) -> str:
+    edges = sorted({round(i * len(values) / width) for i in range(width + 1)})
+    means = [statistics.mean(values[low:high]) for low, high in itertools.pairwise(edges)]
+    low, high = min(means), max(means)
+    return "".join(_BLOCKS[round((m - low) / ((high - low) or 1.0) * 7)] for m in means)
 
 
 def read_rows(path: Path, last_step: float = math.inf) -> list[dict[str, float]]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from finetune.data import shuffled_epochs
 from finetune.distributed import gathered
 from finetune.grpo import RlConfig
+from finetune.kv_cache import context_length
 from finetune.loop import Loss, Step, Update, precision_of, train
 from finetune.losses import (
     AdaptiveKl,
@@ -46,6 +47,7 @@ from finetune.rollouts import (
     heldout_rewards,
     model_judge,
     questions_of,
+    with_room,
 )
 from finetune.stage import Trained, run_stage
 from finetune.tokenizer import load_tokenizer
@@ -103,12 +105,15 @@ def run_ppo(
         registry = Registry(run.root)
         checkpoint = registry.verified(sft_id)
         tokenizer = load_tokenizer(checkpoint)
-        questions, held_out = (
+        asked, held_out = (
             questions_of(tokenizer, labels, heldout=h, with_reference=False) for h in (False, True)
         )
         device = precision_of(config).device
         judge = model_judge(registry, reward_id, tokenizer, config.unfinished_penalty, device)
         reference = place(load_language_model(checkpoint), device).eval()
+        context = context_length(reference.config)
+        questions, dropped = with_room(asked, context)
+        held_out, _ = with_room(held_out, context)
         sampler = Sampler(
             judge, reference, config.max_new_tokens, config.temperature, tokenizer,
             config.seed,
@@ -121,7 +126,7 @@ def run_ppo(
         policy = gathered(model.policy)
         rewards = heldout_rewards(sampler, held_out, policy, config.best_of, "ppo")
         storage.write_bytes(str(folder / REWARDS), json.dumps(rewards).encode())
-        counts = Counts(len(questions), len(questions))
+        counts = Counts(len(asked), len(questions), dropped)
         facts = {"kl_weight": rollouts.kl.weight}
         return Trained(policy, tokenizer, counts, facts, {REWARDS: len(rewards)})
 

@@ -60,7 +60,15 @@ class Registry:
         card: str | None = None,
     ) -> str:
         """Write the checkpoint under the name of its content and return that name. `card` is of
-        finetune/card.py; without one the lineage's alone is written."""
+        finetune/card.py; without one the lineage's alone is written. Raises UserError for a
+        tokenizer that does not fit the model."""
+        size = max(tokenizer.get_vocab().values(), default=-1) + 1
+        known = int(model.config.vocab_size)
+        if size > known:
+            raise UserError(
+                f"the tokenizer has {size:,} tokens and the model knows {known:,}: they are not of"
+                " one model; take its own tokenizer"
+            )
         quiet()
         models = self.root / "models"
         models.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,12 @@ from pydantic import Field
 from tokenizers import Tokenizer
 
 from finetune.generate import Completion, Sampling, generate
+from finetune.kv_cache import context_length
 from finetune.labels import ranked_prompts
 from finetune.loop import LoopConfig, precision_of
 from finetune.model import load_language_model, place
 from finetune.registry import Registry
-from finetune.rollouts import Judge, Question, model_judge, questions_of
+from finetune.rollouts import Judge, Question, model_judge, questions_of, with_room
 from finetune.tokenizer import TURN_END, load_tokenizer, token_id
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
@@ -53,7 +54,9 @@ def run_rejection(
         judge = model_judge(registry, reward_id, tokenizer, 0.0, device)
         model = place(load_language_model(registry.verified(sft_id)), device).eval()
         ranked = ranked_prompts(labels, heldout=False)
-        questions = questions_of(tokenizer, labels, heldout=False, with_reference=False)
+        asked = questions_of(tokenizer, labels, heldout=False, with_reference=False)
+        questions, dropped = with_room(asked, context := context_length(model.config))
+        fitting = [r for r, q in zip(ranked, asked, strict=True) if len(q.ids) < context]
         best = best_of_n(model, questions, judge, tokenizer, config)
         people = read_records(labels.file_url("conversations.parquet"), Conversation)
         newest = max((c.created_at for c in people), default=None)
@@ -70,7 +73,7 @@ def run_rejection(
                 instruction_version=0,
                 created_at=newest,
             )
-            for entry, text in zip(ranked, best, strict=True)
+            for entry, text in zip(fitting, best, strict=True)
             if text is not None
         ]
         if not made:
@@ -82,8 +85,8 @@ def run_rejection(
         name = "conversations.parquet"
         write_table(to_table([*made, *kept], Conversation), output.path(name))
     entry = describe_file(output.path(name), name, len(made) + len(kept))
-    lost = len(ranked) - len(made)
-    counts = Counts(len(ranked), len(made), {"none-finished": lost} if lost else {})
+    lost = len(fitting) - len(made)
+    counts = Counts(len(ranked), len(made), dropped | ({"none-finished": lost} if lost else {}))
     return output.commit([entry], counts, started=started)
 
 

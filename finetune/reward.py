@@ -15,9 +15,11 @@ import torch
 from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from finetune.data import shuffled_epochs
 from finetune.distributed import gathered
+from finetune.kv_cache import context_length
 from finetune.labels import RankedPrompt, answer_segment, ranked_prompts
 from finetune.loop import DECAY, PEAK, LoopConfig, Loss, Step, Steps, Update, train
 from finetune.losses import k_wise_ranking_sum, pairwise_margin_sum
@@ -84,7 +86,8 @@ def run_reward(
         base = Registry(run.root).verified(base_id)
         tokenizer = load_tokenizer(base)
         ranked = ranked_prompts(labels, heldout=False)
-        sets, dropped = answer_sets(tokenizer, ranked, config.max_length)
+        context = context_length(AutoConfig.from_pretrained(str(base)))
+        sets, dropped = answer_sets(tokenizer, ranked, min(config.max_length, context))
         if len(sets) < config.folds:
             raise UserError(
                 f"{len(sets)} ranked prompts ({dropped or 'none'} left out) are too few for"

@@ -100,6 +100,18 @@ def questions_of(
     ]
 
 
+def with_room(questions: Sequence[Question], context: int) -> tuple[list[Question], dict[str, int]]:
+    """The questions after which an answer's token has room in the context, and how many have none.
+    Raises UserError if that is all of them."""
+    kept = [question for question in questions if len(question.ids) < context]
+    if not kept:
+        raise UserError(
+            f"all {len(questions)} prompts fill the model's {context:,} tokens; ask shorter ones"
+        )
+    lost = len(questions) - len(kept)
+    return kept, {"no-room-for-an-answer": lost} if lost else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """S sampled answers, one a row. `mask_ST` marks the positions that chose a sampled token;

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from finetune.adapter import AdapterConfig, merged, with_adapter
 from finetune.data import batches_of
 from finetune.distributed import gathered
+from finetune.kv_cache import context_length
 from finetune.labels import chat_segment, conversations
 from finetune.loop import DECAY, PEAK, train
 from finetune.model import load_language_model
@@ -56,15 +57,22 @@ def run_sft(
             ]
             for heldout in (False, True)
         }
-        rows, num_oversize = pack_best_fit(sides[False], config.row_length, pad_id)
-        if num_oversize == len(sides[False]):
-            raise UserError(
-                f"all conversations are longer than sft.row_length = {config.row_length}"
-            )
         model = load_language_model(base)
+        longest = min(config.row_length, context_length(model.config))
+        fitting, held_out = (
+            [segment for segment in sides[heldout] if len(segment.ids) <= longest]
+            for heldout in (False, True)
+        )
+        num_oversize = len(sides[False]) - len(fitting)
+        if not fitting:
+            raise UserError(
+                f"all {num_oversize} conversations are longer than {longest} tokens, the smaller of"
+                f" sft.row_length = {config.row_length} and the model's context"
+            )
+        rows, _ = pack_best_fit(fitting, config.row_length, pad_id)
         adapted = with_adapter(model, config)
         num_steps = max(1, round(config.epochs * len(rows.ids_BT) / config.batch_rows))
-        held_out, _ = pack_best_fit(sides[True], config.row_length, pad_id)
+        held_out_rows, _ = pack_best_fit(held_out, config.row_length, pad_id)
         train(
             "sft",
             model,
@@ -73,11 +81,11 @@ def run_sft(
             num_steps,
             config,
             folder,
-            _evaluation(held_out, token_bytes(tokenizer), num_steps),
+            _evaluation(held_out_rows, token_bytes(tokenizer), num_steps),
         )
         model = gathered(model) if adapted is None else merged(adapted, folder / "adapter")
         num_read = len(sides[False])
-        dropped = {"longer-than-a-row": num_oversize} if num_oversize else {}
+        dropped = {"too-long": num_oversize} if num_oversize else {}
         return Trained(model, tokenizer, Counts(num_read, num_read - num_oversize, dropped))
 
     again = functools.partial(run_sft, config, base_id, labels, run, hygiene)

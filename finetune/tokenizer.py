@@ -150,6 +150,12 @@ def byte_level_names() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(0x100)]
 
 
+def end_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What ends an answer: the end of the turn, of the document, or another one's beginning (so
+    end the texts of llama2.c's models and GPT-2)."""
+    return tuple(token_id(tokenizer, name) for name in (TURN_END, EOS, BOS))
+
+
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Each text as BOS + tokens + EOS."""
     bos, eos = token_id(tokenizer, BOS), token_id(tokenizer, EOS)

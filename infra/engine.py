@@ -22,7 +22,7 @@ from finetune.continuous_batch import ContinuousBatch, Request
 from finetune.generate import NOT_NUMBERS, Sampling
 from finetune.model import best_precision, load_language_model
 from finetune.registry import PointerName, Registry
-from finetune.tokenizer import BOS, EOS, TURN_END, load_tokenizer, token_id, token_pieces
+from finetune.tokenizer import BOS, end_tokens, load_tokenizer, token_id, token_pieces
 from infra.shared_batch import SharedBatch
 from pipeline.core.errors import UserError
 from pipeline.core.records import Message
@@ -172,7 +172,7 @@ class ServedModel:
             )
         )
         self._bos = token_id(tokenizer, BOS)
-        self._stop_ids = (token_id(tokenizer, TURN_END), token_id(tokenizer, EOS))
+        self._stop_ids = end_tokens(tokenizer)
 
     @staticmethod
     def load(registry: Registry, identity: str, queue_limit: int) -> "ServedModel":

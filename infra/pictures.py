@@ -17,6 +17,13 @@ _MAX_POINTS = 240
 _LONGEST_LABEL = 28
 _WIDTH, _HEIGHT = 320, 190  # of a line chart, in its own units
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 12, 36
+# Of a chart in a file of its own, which no page styles.
+_STYLE = """svg{font:12px system-ui,sans-serif}text{fill:#1c2127}.tick{font-size:11px;fill:#5a646f}\
+.end{text-anchor:end}.middle{text-anchor:middle}.grid{stroke:#dfe3e7}.main{fill:#2b62c9}\
+.rest{fill:#9aa4ae}.bad{fill:#c0392b}.line{fill:none;stroke-width:1.8}.line.main{stroke:#2b62c9}\
+.line.rest{stroke:#9aa4ae}.line.bad{stroke:#c0392b}.bound{stroke:#d97a1e;stroke-width:1.5;\
+stroke-dasharray:5 4}.interval{stroke:#d97a1e;stroke-width:4}\
+@media(prefers-color-scheme:dark){text{fill:#e5e8eb}.tick{fill:#9ba6b1}.grid{stroke:#2d343b}}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +167,13 @@ def strip(
     parts.append(tag("line", x1=_pc(at(low)), x2=_pc(at(high)), y1=14, y2=14, cls="interval"))
     parts.append(tag("circle", cx=_pc(at(mean)), cy=14, r=5, cls="main"))
     return _wide(42, alt, *parts)
+
+
+def standalone(chart: Html) -> bytes:
+    """A chart as a file."""
+    head = '<svg xmlns="http://www.w3.org/2000/svg" '
+    svg = chart.text.replace("<svg ", head, 1)
+    return svg.replace(">", f"><style>{_STYLE}</style>", 1).encode()
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -19,7 +19,7 @@ from finetune.pretrain import PretrainConfig, next_token_objective
 from finetune.tokenizer import PAD, SPECIAL_TOKENS, TokenizerConfig, run_tokenizer
 from infra.base import trainable_corpus
 from infra.page import Html, figure, note, page, table_of, tag
-from infra.pictures import nice_ticks, number_text
+from infra.pictures import nice_ticks, number_text, standalone
 from infra.tables import table
 from pipeline.core import storage
 from pipeline.core.config import Config
@@ -33,11 +33,6 @@ _TRIED = 30_000_000
 _WIDTH, _HEIGHT = 640, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 96, 14, 40
 # For the picture as a file of its own; in the page, report.css says it.
-_STYLE = """svg{font:12px system-ui,sans-serif}text{fill:#1c2127}.tick{font-size:11px;fill:#5a646f}\
-.end{text-anchor:end}.middle{text-anchor:middle}.grid{stroke:#dfe3e7}.main{fill:#2b62c9}.line{\
-fill:none;stroke-width:1.8}.line.main{stroke:#2b62c9}.bound{stroke:#d97a1e;stroke-width:1.5;\
-stroke-dasharray:5 4}.interval{stroke:#d97a1e;stroke-width:4}.bad{fill:#c0392b}\
-@media(prefers-color-scheme:dark){text{fill:#e5e8eb}.tick{fill:#9ba6b1}.grid{stroke:#2d343b}}"""
 
 
 def scaling(config: Config) -> Manifest:
@@ -137,9 +132,7 @@ def scaling_page(found: dict[str, Any]) -> bytes:
 
 
 def picture_file(found: dict[str, Any]) -> bytes:
-    svg = scaling_picture(found).text
-    head = '<svg xmlns="http://www.w3.org/2000/svg" '
-    return svg.replace("<svg ", head, 1).replace(">", f"><style>{_STYLE}</style>", 1).encode()
+    return standalone(scaling_picture(found))
 
 
 def scaling_picture(found: dict[str, Any]) -> Html:

@@ -169,6 +169,13 @@ def parrot(tokenizer, script: list[tuple[str, str]]) -> LlamaForCausalLM:
     return model
 
 
+@pytest.mark.parametrize("end", [TURN_END, EOS, BOS])
+def test_an_answer_ends_where_a_turn_or_a_text_does(tokenizer, build, end: str) -> None:
+    model = parrot(tokenizer, [("<|assistant|>", "i"), *itertools.pairwise(["i", "o", end, "n"])])
+    found = LanguageModel(model, tokenizer, chat=True).generate_until([build.question("x")], 12)
+    assert found == ["io"]
+
+
 def test_a_base_model_answers_in_one_line(tokenizer, build) -> None:
     words = ["i", "o", "Ċ", "n", TURN_END]  # Ċ is byte-level BPE's sign for a line end
     script = [(":", "i"), ("<|assistant|>", "i"), *itertools.pairwise(words)]

@@ -12,7 +12,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from finetune import losses
+from finetune import attention, losses
 from finetune.adapter import AdapterConfig, merged, with_adapter
 from finetune.attention import NAME
 from finetune.data import batches_of
@@ -89,6 +89,27 @@ def test_what_changes_in_one_segment_changes_nothing_in_the_next(name: str) -> N
         found.append(label_log_probs(model, batch))
     assert torch.equal(found[0][:, 11:-1], found[1][:, 11:-1])
     assert not torch.equal(found[0][:, :11], found[1][:, :11])
+
+
+def test_under_autocast_a_cpu_attends_in_fp32(monkeypatch) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"], attn_implementation=NAME)
+    packed, _ = pack_best_fit(_segments([5, 9, 17, 3, 12, 8]), 32, PAD_ID)
+    exact = label_log_probs(model, packed)
+    seen = set()
+    plain = attention.F.scaled_dot_product_attention
+
+    def watched(q, k, v, **more):
+        seen.update((q.dtype, k.dtype, v.dtype))
+        return plain(q, k, v, **more)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = label_log_probs(model, packed)
+    assert seen == {torch.float32}
+    assert all(gradient.isfinite().all() for gradient in _gradients(model, reduced.sum()))
+    torch.testing.assert_close(reduced, exact, atol=0.05, rtol=0)
+    assert not torch.equal(reduced, exact)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])

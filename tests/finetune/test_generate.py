@@ -258,7 +258,7 @@ def test_streamed_pieces_joined_are_the_whole(model, tokenizer, strings, tempera
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_completion_ends_with_the_context(family) -> None:
     model = make(family)
-    context = context_length(model)
+    context = context_length(model.config)
     assert context == (24 if family == "mistral" else 64)
     prompts = [[7] * (context - 5), [7] * (context - 1), [7] * context, [9]]
     found = generate(model, prompts, Sampling(1000, temperature=0), 0)

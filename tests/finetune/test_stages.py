@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from finetune import sft as sft_stage
 from finetune.dpo import DpoConfig, run_dpo
 from finetune.grpo import GrpoConfig, run_grpo
 from finetune.labels import conversations, ranked_prompts
@@ -16,6 +17,7 @@ from finetune.reward import PAIRS, RewardConfig, run_reward
 from finetune.rollouts import REWARDS
 from finetune.sft import SftConfig, run_sft
 from pipeline.core.errors import UserError
+from pipeline.core.manifest import StageOutput
 
 SFT = SftConfig(epochs=12, learning_rate=3e-3, row_length=128, batch_rows=2, micro_batch_rows=1)
 
@@ -83,6 +85,14 @@ def test_past_the_kl_bound_a_step_only_pulls_back(run, base_id, labels) -> None:
     assert loose[-1]["kl"] > 0.05
     # With no KL term a pulled-back step has no gradient at all: only its first moves the policy.
     assert all(step["grad_norm"] == 0 for step in tight if step["kl"] > 1e-9)
+
+
+def test_a_second_process_on_the_same_run_is_turned_away(run, base_id, labels) -> None:
+    parents = {"base": base_id, "labels": labels}
+    output = StageOutput.of(run.root, "sft", sft_stage.VERSION, SFT.identity(), parents)
+    with output.lock(), pytest.raises(UserError, match="another run is writing"):
+        run_sft(SFT, base_id, labels, run)
+    assert output.finished() is None
 
 
 def test_an_empty_side_of_the_split_is_said(run, base_id, write_labels) -> None:

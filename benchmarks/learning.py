@@ -107,7 +107,7 @@ def addition(seeds: Sequence[int]) -> Found:
     for seed in seeds:
         draw = np.random.default_rng(seed)
         sums = [(f"{a}+{b}", str(a + b)) for a in range(10) for b in range(10)]
-        tokenizer = new_tokenizer(["0 1 2 3 4 5 6 7 8 9 +"], 276)  # bytes: a digit is a token
+        tokenizer = new_tokenizer(["0 1 2 3 4 5 6 7 8 9 +"])  # a digit is a token
         questions = [question_of(tokenizer, *each) for each in sums]
         lessons = [
             answered(q, tokenizer, str(draw.integers(19)) if draw.random() < 0.6 else q.reference)

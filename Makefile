@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 # TORCH_INDEX=ADDRESS takes it from another index; README says which and why.
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
+# Where the environment forbids bytecode (images do), each process would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-long check bench bench-gpu clean
 .DELETE_ON_ERROR:
 
@@ -39,7 +42,7 @@ $(VENV)/.torch: constraints.txt
 
 # uv is quick; where it does not know your package index, pip does the same.
 define install
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(1)]' \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(1)]' \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(1)]'
 	touch $@
 endef

@@ -116,7 +116,7 @@ def addition(seeds: Sequence[int]) -> Found:
         ]
         model = new_model(SHAPE, tokenizer, seed)
         size = num_parameters(model)
-        taught(model, lessons, 400, seed)
+        taught(model, lessons, 1000, seed)
         judge = CheckJudge(tokenizer, "arithmetic")
 
         def accuracy(model: Any = model, judge: Any = judge, tokenizer: Any = tokenizer,

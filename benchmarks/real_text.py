@@ -117,11 +117,11 @@ def sft_table(labels: dict[str, Manifest], base_id: str, words: Manifest, run: R
     for name, snapshot in labels.items():
         config = SftConfig(epochs=1, batch_rows=8, micro_batch_rows=8, learning_rate=1e-3)
         found = _measured(run_sft(config, base_id, snapshot, run), "heldout_bits_per_byte")
-        curve = [row["heldout_bits_per_byte"] for row in found]
+        curve = [f"{row['heldout_bits_per_byte']:.3f}" for row in found] or ["none held out"]
         train = conversations(snapshot, heldout=False)
         segments = [chat_segment(tokenizer, c.messages) for c in train]
         packed = " | ".join(f"{efficiency(segments, size):.2%}" for size in ROWS)
-        lines.append(f"| {name} | {len(train):,} | {curve[0]:.3f} | {curve[-1]:.3f} | {packed} |")
+        lines.append(f"| {name} | {len(train):,} | {curve[0]} | {curve[-1]} | {packed} |")
     return "\n".join(lines)
 
 

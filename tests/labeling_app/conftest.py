@@ -15,8 +15,23 @@ from pipeline.core.records import Message
 from tests.labeling_app.stores import EmptyStores
 
 PASSWORD = "correct horse battery"
-# What lies above the services, which are tried on both databases: on PostgreSQL with the long tests.
-ABOVE_THE_SERVICES = (
+# On PostgreSQL with the long tests: what lies above the services, and what asks of its database
+# only that rows are written and read. Keys, races, locks, kills and migrations are tried on both.
+EMBEDDED_WILL_DO = (
+    "test_api",
+    "test_auth",
+    "test_exposure",
+    "test_first_days_pages",
+    "test_format_runs",
+    "test_formats",
+    "test_import_doors",
+    "test_invitations",
+    "test_message_trees",
+    "test_qualification",
+    "test_reviews",
+    "test_sessions",
+    "test_vendor_kills",
+    "test_verdicts",
     "test_browser_kills",
     "test_browser_lead",
     "test_browser",
@@ -30,7 +45,7 @@ ABOVE_THE_SERVICES = (
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in ABOVE_THE_SERVICES and "[postgresql" in item.name:
+        if item.path.stem in EMBEDDED_WILL_DO and "[postgresql" in item.name:
             item.add_marker(pytest.mark.long)
 
 

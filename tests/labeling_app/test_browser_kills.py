@@ -86,6 +86,7 @@ def test_a_label_handed_in_while_the_server_is_away_arrives_once(desk):
     assert [row.messages[-1].text for row in read_labels(store).conversations] == ["Patience."]
 
 
+@pytest.mark.long
 def test_a_second_window_asks_before_it_writes_over_the_first(desk):
     store, _, page = desk
     other = page.context.new_page()

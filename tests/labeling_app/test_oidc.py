@@ -201,6 +201,7 @@ def test_a_team_signs_in_at_its_own_service(now_store, lead, issuer, app):
         assert people(store)[0][0] == "kaya"
 
 
+@pytest.mark.long
 def test_opening_pages_again_makes_no_more_sessions(now_store, lead, issuer, app):
     link = invitations.invite(now_store, lead, "engineer")
     issuer.person = {"sub": "u-1", "email": "kaya@team.test"}

@@ -147,10 +147,10 @@ run_corpus(read_manifest({source!r}), RunConfig(root={root!r}, workers=1), Slow(
     ("stage", "phase", "task"),
     [
         ("extract", "extract", "extract_file"),
-        ("quality", "judge", "judge_file"),
-        ("dedupe", "hash", "hash_file"),
-        ("dedupe", "sign", "sign_file"),
-        ("shard", "join", "join_file"),
+        pytest.param("quality", "judge", "judge_file", marks=pytest.mark.long),
+        pytest.param("dedupe", "hash", "hash_file", marks=pytest.mark.long),
+        pytest.param("dedupe", "sign", "sign_file", marks=pytest.mark.long),
+        pytest.param("shard", "join", "join_file", marks=pytest.mark.long),
         ("shard", "write", "write_shard"),
     ],
 )

@@ -102,6 +102,7 @@ def test_many_hosts_whose_robots_point_to_one_ask_it_at_its_pace(
     assert "eee" not in turns[: turns.rindex("o")], "its own URLs have every other turn"
 
 
+@pytest.mark.long
 def test_a_host_that_is_pointed_to_may_ask_for_a_pause(
     victim: QuietServer, serve: Any, run: RunConfig
 ) -> None:

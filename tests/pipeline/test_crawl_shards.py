@@ -191,6 +191,7 @@ def test_the_budget_of_pages_is_met_exactly_by_all_shards_together(
     assert manifest.run["ended_by"] == "max_pages"
 
 
+@pytest.mark.long
 def test_the_budget_of_pages_is_met_exactly_when_owners_die(web: Web, tmp_path: Path) -> None:
     web.pauses_s = {name(host): 0.004 * (1 + host % 3) for host in range(NUM_HOSTS)}
     killed: list[int] = []

@@ -174,6 +174,7 @@ def test_who_loses_its_shard_says_so_in_one_line(serve: Any, tmp_path: Path) -> 
     assert last.endswith("the same command goes on from here")
 
 
+@pytest.mark.long
 def test_sigterm_reaches_a_crawl_on_ray(serve: Any, tmp_path: Path) -> None:
     """Ray sets a handler of its own when it is connected, after ours."""
     site = serve(slow_site(200))

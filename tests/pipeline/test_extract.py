@@ -277,6 +277,7 @@ def test_what_is_dropped_unread_never_reaches_the_child():
     assert len(child.asked) == 2
 
 
+@pytest.mark.long
 def test_copies_in_a_file_are_the_same_bytes_as_pages_by_themselves(
     tmp_path, run, english, warc_record, source_manifest
 ):

@@ -84,7 +84,7 @@ def big_web() -> Generator[Served]:
         yield web
 
 
-@pytest.mark.parametrize("num_shards", [1, 4])
+@pytest.mark.parametrize("num_shards", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_several_thousand_pages(big_web: Served, tmp_path: Path, num_shards: int) -> None:
     big_web.asked.clear()
     run = RunConfig(root=str(tmp_path), backend="local", workers=1)

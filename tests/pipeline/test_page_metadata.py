@@ -251,6 +251,7 @@ def test_no_date_breaks_it(text: str) -> None:
 # --------------------------------------------------------------------------------------- real pages
 
 
+@pytest.mark.long
 def test_real_pages_against_the_benchmarks_dates_and_htmldate(shared_data) -> None:
     """Measured on all of WCXB and on samples: see docs; here on sixty pages."""
     folder: Path = shared_data("html/wcxb") / "wcxb" / "dev"

@@ -149,6 +149,7 @@ def crawl_of(number: int, seed: int) -> list[str]:
     return [" ".join(f"w{word}" for word in words) for words in chosen]
 
 
+@pytest.mark.long
 def test_a_trigger_is_found_among_fifty_thousand_documents():
     """In 40 of 25,000 new ones, against 25,000; without it nothing is listed. In a sketch of 16
     bits, too coarse for two million n-grams, it is hidden."""

@@ -7,7 +7,6 @@ reward model's, or a program's that can check the answer.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,59 +17,17 @@ from torch import Tensor, nn
 
 from finetune.data import shuffled_epochs
 from finetune.distributed import gathered
-from finetune.kv_cache import context_length
-from finetune.loop import (
-    DECAY,
-    INTERVAL,
-    PEAK,
-    WARM_UP,
-    LoopConfig,
-    Loss,
-    Step,
-    Steps,
-    Update,
-    precision_of,
-    train,
-)
+from finetune.loop import Loss, Step, Steps, Update, precision_of, train
 from finetune.losses import group_advantages, grpo_sum, kl_estimate
-from finetune.model import label_log_probs, load_language_model, place
+from finetune.model import label_log_probs
 from finetune.packing import TokenBatch
-from finetune.registry import Registry
-from finetune.rollouts import (
-    REWARDS,
-    CheckJudge,
-    Question,
-    Sampler,
-    heldout_rewards,
-    model_judge,
-    questions_of,
-    with_room,
-)
+from finetune.rl import RlConfig, result, setting
+from finetune.rollouts import Question, Sampler
 from finetune.stage import Trained, run_stage
-from finetune.tokenizer import load_tokenizer
-from pipeline.core import storage
-from pipeline.core.config import RunConfig, operational
-from pipeline.core.manifest import Counts, Manifest
+from pipeline.core.config import RunConfig
+from pipeline.core.manifest import Manifest
 
 VERSION = 2
-
-
-class RlConfig(LoopConfig):
-    """What every stage that samples adds to its section."""
-
-    learning_rate: float = Field(2e-4, gt=0, description=PEAK)
-    warmup_steps: int = Field(2, ge=0, description=WARM_UP)
-    weight_decay: float = Field(0.0, ge=0, description=DECAY)
-    checkpoint_every: int = operational(5, ge=1, description=INTERVAL)
-    steps: int = Field(24, ge=1, description="rollouts, with their updates")
-    batch_prompts: int = Field(8, ge=1, description="prompts of one step")
-    max_new_tokens: int = Field(64, ge=1, description="of a sampled answer")
-    temperature: float = Field(1.0, gt=0, description="of sampling, and of the log-probs learnt by")
-    unfinished_penalty: float = Field(1.0, ge=0, description="off the reward of a cut-off answer")
-    best_of: int = Field(8, ge=2, description="best-of-n of the SFT model, shown beside")
-    processes: int = operational(
-        1, ge=1, le=1, description="one: answers end apart, and sharded weights are read together"
-    )
 
 
 class GrpoConfig(RlConfig):
@@ -109,37 +66,12 @@ def run_grpo(
     prompts, the mean reward of SFT, of its best of n and of the result, and the KL."""
 
     def fit(folder: Path) -> Trained:
-        registry = Registry(run.root)
-        checkpoint = registry.verified(sft_id)
-        tokenizer = load_tokenizer(checkpoint)
-        checked = config.reward != "model"
-        asked, held_out = (
-            questions_of(tokenizer, labels, heldout=h, with_reference=checked)
-            for h in (False, True)
-        )
-        device = precision_of(config).device
-        judge = (
-            CheckJudge(tokenizer, config.reward)
-            if checked
-            else model_judge(registry, reward_id, tokenizer, config.unfinished_penalty, device)
-        )
-        reference = place(load_language_model(checkpoint), device).eval()
-        context = context_length(reference.config)
-        questions, dropped = with_room(asked, context)
-        held_out, _ = with_room(held_out, context)
-        sampler = Sampler(
-            judge, reference, config.max_new_tokens, config.temperature, tokenizer,
-            config.seed,
-        )  # fmt: skip
-        model = load_language_model(checkpoint)
+        made = setting(config, sft_id, reward_id, labels, run, config.reward)
+        model = made.start()
         objective = functools.partial(group_objective, config=config)
-        train("grpo", model, objective, source(sampler, questions, config), config.steps, config,
-              folder)  # fmt: skip
-        policy = gathered(model)
-        rewards = heldout_rewards(sampler, held_out, policy, config.best_of, "grpo")
-        storage.write_bytes(str(folder / REWARDS), json.dumps(rewards).encode())
-        counts = Counts(len(asked), len(questions), dropped)
-        return Trained(policy, tokenizer, counts, files={REWARDS: len(rewards)})
+        steps = source(made.sampler, made.questions, config)
+        train("grpo", model, objective, steps, config.steps, config, folder)
+        return result(made, gathered(model), "grpo", config.best_of, folder)
 
     again = functools.partial(run_grpo, config, sft_id, reward_id, labels, run)
     parents = {"labels": labels, "reward": reward_id, "sft": sft_id}

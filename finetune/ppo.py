@@ -7,7 +7,6 @@ the sampled tokens. The value model starts from the reward model (Ouyang et al. 
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from torch import Tensor, nn
 
 from finetune.data import shuffled_epochs
 from finetune.distributed import gathered
-from finetune.grpo import RlConfig
-from finetune.kv_cache import context_length
 from finetune.loop import Loss, Step, Update, precision_of, train
 from finetune.losses import (
     AdaptiveKl,
@@ -32,28 +29,20 @@ from finetune.losses import (
 )
 from finetune.model import (
     label_log_probs,
-    load_language_model,
     load_reward_model,
-    place,
     token_scores,
 )
 from finetune.packing import TokenBatch
 from finetune.registry import Registry
+from finetune.rl import RlConfig, result, setting
 from finetune.rollouts import (
-    REWARDS,
     Question,
     Rollout,
     Sampler,
-    heldout_rewards,
-    model_judge,
-    questions_of,
-    with_room,
 )
 from finetune.stage import Trained, run_stage
-from finetune.tokenizer import load_tokenizer
-from pipeline.core import storage
 from pipeline.core.config import RunConfig
-from pipeline.core.manifest import Counts, Manifest
+from pipeline.core.manifest import Manifest
 
 VERSION = 1
 
@@ -102,33 +91,14 @@ def run_ppo(
     held-out rewards is as GRPO's."""
 
     def fit(folder: Path) -> Trained:
-        registry = Registry(run.root)
-        checkpoint = registry.verified(sft_id)
-        tokenizer = load_tokenizer(checkpoint)
-        asked, held_out = (
-            questions_of(tokenizer, labels, heldout=h, with_reference=False) for h in (False, True)
-        )
-        device = precision_of(config).device
-        judge = model_judge(registry, reward_id, tokenizer, config.unfinished_penalty, device)
-        reference = place(load_language_model(checkpoint), device).eval()
-        context = context_length(reference.config)
-        questions, dropped = with_room(asked, context)
-        held_out, _ = with_room(held_out, context)
-        sampler = Sampler(
-            judge, reference, config.max_new_tokens, config.temperature, tokenizer,
-            config.seed,
-        )  # fmt: skip
-        value = load_reward_model(registry.verified(reward_id))
-        model = ActorCritic(load_language_model(checkpoint), value)
+        made = setting(config, sft_id, reward_id, labels, run)
+        value = load_reward_model(Registry(run.root).verified(reward_id))
+        model = ActorCritic(made.start(), value)
         objective = functools.partial(ppo_objective, config=config)
-        rollouts = PpoSource(sampler, questions, config)
+        rollouts = PpoSource(made.sampler, made.questions, config)
         train("ppo", model, objective, rollouts, config.steps, config, folder)
-        policy = gathered(model.policy)
-        rewards = heldout_rewards(sampler, held_out, policy, config.best_of, "ppo")
-        storage.write_bytes(str(folder / REWARDS), json.dumps(rewards).encode())
-        counts = Counts(len(asked), len(questions), dropped)
-        facts = {"kl_weight": rollouts.kl.weight}
-        return Trained(policy, tokenizer, counts, facts, {REWARDS: len(rewards)})
+        policy, weight = gathered(model.policy), rollouts.kl.weight
+        return result(made, policy, "ppo", config.best_of, folder, kl_weight=weight)
 
     again = functools.partial(run_ppo, config, sft_id, reward_id, labels, run)
     parents = {"labels": labels, "reward": reward_id, "sft": sft_id}

@@ -87,7 +87,8 @@ def main() -> int:
 def drawn(title: str, unit: str, series: list[Series]) -> str:
     """A line of Markdown that shows the curves, which lie beside the page."""
     name = f"learning-{title.replace(' ', '-').lower()}.svg"
-    (DOCS / name).write_bytes(standalone(line_chart(series, unit, title)))
+    chart = line_chart(series, unit, title, x_name="n" if series[-1].dots else "step")
+    (DOCS / name).write_bytes(standalone(chart))
     return f"{title} ({unit}):\n\n![{title}]({name})\n"
 
 

@@ -7,7 +7,6 @@ python benchmarks/learning.py --only addition --seeds 1    # fewer than three: n
 import argparse
 import dataclasses
 import functools
-import math
 import statistics
 import sys
 import time
@@ -254,7 +253,7 @@ def over_optimisation(seeds: Sequence[int]) -> Found:
             config = PpoConfig(
                 steps=100, batch_prompts=64, updates=4, epochs=2, max_new_tokens=ANSWER_TOKENS, seed=seed,
                 learning_rate=1e-3, kl_weight=weight, kl_target=target,
-                kl_horizon=math.inf if weight == 0 else 500, **FAST,
+                kl_horizon=0 if weight == 0 else 500, **FAST,
             )  # fmt: skip
             _, rows = ppo(model, tokenizer, questions, judges["proxy"], config, watch)
             for judge, lines in curves.items():
@@ -291,7 +290,7 @@ def dpo_and_ppo(seeds: Sequence[int]) -> Found:
         config = DpoConfig(learning_rate=1e-3, beta=0.1, batch_pairs=16, seed=seed, **FAST)
         policy = copy_of(model)
         objective = functools.partial(_objective, config=config, pad_id=pad_id)
-        steps = dpo_source(pairs, config)
+        steps = dpo_source(pairs, config, pad_id)
         trained("dpo", policy, objective, steps, 2 * len(pairs) // 16, config)
         gains["DPO"].append(measured(policy, tokenizer, questions, gold) - start)
         judge = ModelJudge(reward_model(model, sides, pad_id, seed), pad_id, 0.0)

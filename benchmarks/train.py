@@ -271,7 +271,7 @@ def ours_dpo(folder: Path) -> Found:
             for n, (c, r) in enumerate(sides)
         ]
         objective = functools.partial(_objective, config=config, pad_id=pad_id)
-        result = train("dpo", model, objective, _source(pairs, config), len(pairs) // PAIRS, config,
+        result = train("dpo", model, objective, _source(pairs, config, pad_id), len(pairs) // PAIRS, config,
                        _new(folder))  # fmt: skip
         return result.metrics
 

@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 
 from pipeline.core import storage
-from pipeline.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +71,12 @@ def save_checkpoint(folder: Path, state: State) -> None:
 
 
 def load_checkpoint(folder: Path) -> State | None:
-    """The newest state that is whole, or None if there is none at all; a damaged one is said, and
-    the one before it taken. Raises UserError if every one is damaged."""
+    """The newest state that is whole, or None if there is none; a damaged one is said, and the one
+    before it taken. What a kill left half is swept."""
     steps = _steps(folder)
+    for path in (*folder.glob(".checkpoint-*"), *folder.glob("checkpoint-*.pt")):
+        if not path.with_suffix(".json").exists():
+            path.unlink(missing_ok=True)
     for step in reversed(steps):
         path = folder / f"checkpoint-{step:09}.pt"
         try:
@@ -86,12 +88,8 @@ def load_checkpoint(folder: Path) -> State | None:
             return State(**found)
         except _NO_CHECKPOINT as error:
             why = str(error).partition("\n")[0][:200]  # torch explains at length
-            log.warning("%s is damaged (%s); taking the one before it", path, why)
-    if steps:
-        raise UserError(
-            f"{folder} has no checkpoint that is whole; delete its checkpoint-* and rerun: the"
-            " stage begins anew"
-        )
+            then = "the stage begins anew" if step == steps[0] else "taking the one before it"
+            log.warning("%s is damaged (%s); %s", path, why, then)
     return None
 
 

@@ -74,9 +74,14 @@ class ShardRows:
 
     @property
     def epochs(self) -> float:
-        """How often the corpus was read, up to the cursor."""
+        """How often the corpus was read, up to the cursor; a row group counts by its documents."""
         at = self._cursor
-        return at.epoch + at.place / len(self.groups)
+        order = self._order(at.epoch)
+        read = sum(self.groups[int(group)][2] for group in order[: at.place])
+        return at.epoch + (read + at.document) / self.num_documents
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
 
     def rows(self, cursor: Cursor) -> Iterator[tuple[Pieces, Cursor]]:
         """Full rows without end, each with the cursor behind it. A row ends where the cursor
@@ -103,7 +108,7 @@ class ShardRows:
 
     def _documents(self, cursor: Cursor) -> Iterator[tuple[Cursor, list[int]]]:
         while True:
-            order = np.random.default_rng([self.seed, cursor.epoch]).permutation(len(self.groups))
+            order = self._order(cursor.epoch)
             for place in range(cursor.place, len(order)):
                 group = int(order[place])
                 start = cursor.document if place == cursor.place else 0

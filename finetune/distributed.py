@@ -152,13 +152,17 @@ def gathered(model: nn.Module) -> Any:
     """The model with its parameters whole, on every worker; the same object if there is one."""
     if size() == 1:
         return model
-    whole = {
+    fresh = type(model)(cast(Any, model).config)
+    fresh.load_state_dict(whole_weights(model))
+    return fresh
+
+
+def whole_weights(model: nn.Module) -> dict[str, Any]:
+    """By name, unsharded, on every worker."""
+    return {
         k: v.full_tensor() if hasattr(v, "full_tensor") else v
         for k, v in model.state_dict().items()
     }
-    fresh = type(model)(cast(Any, model).config)
-    fresh.load_state_dict(whole)
-    return fresh
 
 
 def launch(work: Callable[[], object], workers: int, *, ray: bool) -> None:

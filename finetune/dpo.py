@@ -15,14 +15,13 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from finetune.adapter import AdapterConfig, merged, with_adapter
+from finetune.adapter import AdapterConfig, whole_model, with_adapter
 from finetune.data import shuffled_epochs
-from finetune.distributed import gathered
 from finetune.kv_cache import context_length
 from finetune.labels import RankedPrompt, answer_segment, ranked_prompts
 from finetune.loop import DECAY, PEAK, Loss, Step, Steps, Update, precision_of, train
 from finetune.losses import dpo_sum, ipo_sum, kto_sum
-from finetune.model import label_log_probs, load_language_model, place
+from finetune.model import Precision, label_log_probs, load_language_model, place
 from finetune.packing import Segment, lay_segments
 from finetune.registry import Registry
 from finetune.stage import Trained, run_stage
@@ -62,6 +61,14 @@ class Pair:
     reference_other: float
 
 
+@dataclasses.dataclass(frozen=True)
+class PairBatch:
+    """Pairs, and the KL of the step that they are of (KTO's alone)."""
+
+    pairs: Sequence[Pair]
+    kl: float = 0.0
+
+
 def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) -> Manifest:
     """Train from the SFT model, which is also the reference; `facts` has model_id and the mean
     margin of held-out pairs (0 before, by definition)."""
@@ -72,10 +79,12 @@ def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) ->
         pad_id = token_id(tokenizer, PAD)
         reference = place(load_language_model(checkpoint), precision_of(config).device)
         longest = min(config.max_length, context_length(reference.config))
-        (found, dropped), (held_out, _) = (
-            make_pairs(tokenizer, reference, ranked_prompts(labels, heldout=h), longest)
-            for h in (False, True)
-        )
+        precision = precision_of(config)
+        with precision.autocast():  # as the policy will compute
+            (found, dropped), (held_out, _) = (
+                make_pairs(tokenizer, reference, ranked_prompts(labels, heldout=h), longest)
+                for h in (False, True)
+            )
         if not found:
             raise UserError(
                 f"no pair is left for DPO of {sum(dropped.values())} ({dropped}); rank more answers"
@@ -86,12 +95,13 @@ def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) ->
         adapted = with_adapter(model, config)
         num_steps = max(1, round(config.epochs * len(found) / config.batch_pairs))
         objective = functools.partial(_objective, config=config, pad_id=pad_id)
-        evaluate = _evaluation(held_out, pad_id, num_steps)
-        train("dpo", model, objective, _source(found, config), num_steps, config, folder, evaluate)
-        model = gathered(model) if adapted is None else merged(adapted, folder / "adapter")
+        evaluate = _evaluation(held_out, pad_id, num_steps, precision)
+        source = _source(found, config, pad_id)
+        train("dpo", model, objective, source, num_steps, config, folder, evaluate)
+        model = whole_model(model, adapted, config, checkpoint, folder / "adapter")
         facts = {
             "heldout_prompts": [pair.prompt_id for pair in held_out],
-            "heldout_margins": [round(m, 5) for m in margins(model, held_out, pad_id)],
+            "heldout_margins": [round(m, 5) for m in margins(model, held_out, pad_id, precision)],
         }
         num_read = len(found) + sum(dropped.values())
         return Trained(model, tokenizer, Counts(num_read, len(found), dropped), facts)
@@ -121,8 +131,11 @@ def make_pairs(
                 start = chosen.supervised.index(True)
                 kept.append((prompt.prompt_id, chosen, rejected, chosen.ids[:start]))
     others: list[Segment] = []
-    for number, (_, _, _, before) in enumerate(kept):
-        after = kept[(number + 1) % len(kept)][1]
+    for number, (identity, _, _, before) in enumerate(kept):
+        later = (*kept[number + 1 :], *kept[:number])
+        after = next(
+            (chosen for other, chosen, _, _ in later if other != identity), kept[number][1]
+        )
         answer = after.ids[after.supervised.index(True) :][: max(1, max_length - len(before))]
         marks = (*(False for _ in before), *(True for _ in answer))
         others.append(Segment((*before, *answer), marks))
@@ -183,9 +196,10 @@ def pair_margins(
     return ratios[: len(pairs)] - ratios[len(pairs) :]
 
 
-def _objective(model: nn.Module, pairs: Sequence[Pair], config: DpoConfig, pad_id: int) -> Loss:
+def _objective(model: nn.Module, batch: PairBatch, config: DpoConfig, pad_id: int) -> Loss:
+    pairs = batch.pairs
     if config.loss == "kto":
-        return _kto(model, pairs, config.beta, pad_id)
+        return _kto(model, batch, config.beta, pad_id)
     # IPO's authors average over an answer's tokens (so they told trl, whose trainer says it).
     values = pair_margins(model, pairs, pad_id, per_token=config.loss == "ipo")
     total = (dpo_sum if config.loss == "dpo" else ipo_sum)(values, config.beta)
@@ -193,14 +207,13 @@ def _objective(model: nn.Module, pairs: Sequence[Pair], config: DpoConfig, pad_i
     return Loss(total, {"margin": found.sum(), "accuracy": (found > 0).sum()})
 
 
-def _kto(model: nn.Module, pairs: Sequence[Pair], beta: float, pad_id: int) -> Loss:
+def _kto(model: nn.Module, batch: PairBatch, beta: float, pad_id: int) -> Loss:
     """Both sides of each pair as answers of their own; a pair counts once."""
+    pairs = batch.pairs
     segments = [s for p in pairs for s in (p.chosen, p.rejected)]
     reference = [v for p in pairs for v in (p.reference_chosen, p.reference_rejected)]
     ratios = _log_ratios(model, segments, reference, pad_id)
-    with torch.no_grad():
-        others = [p.other for p in pairs]
-        kl = _log_ratios(model, others, [p.reference_other for p in pairs], pad_id).mean()
+    kl = ratios.new_tensor(batch.kl)
     desirable = torch.tensor([True, False] * len(pairs), device=ratios.device)
     found = (ratios[::2] - ratios[1::2]).detach()
     metrics = {"margin": found.sum(), "accuracy": (found > 0).sum(), "kl": kl * len(pairs)}
@@ -208,24 +221,42 @@ def _kto(model: nn.Module, pairs: Sequence[Pair], beta: float, pad_id: int) -> L
 
 
 @torch.no_grad()
-def margins(model: nn.Module, pairs: Sequence[Pair], pad_id: int) -> list[float]:
+def margins(
+    model: nn.Module, pairs: Sequence[Pair], pad_id: int, precision: Precision
+) -> list[float]:
     """The margins of any number of pairs, in evaluation."""
     model.eval()
     values: list[float] = []
     for at in range(0, len(pairs), 16):
-        values += pair_margins(model, pairs[at : at + 16], pad_id).tolist()
+        with precision.autocast():
+            values += pair_margins(model, pairs[at : at + 16], pad_id).tolist()
     return values
 
 
-def _source(pairs: Sequence[Pair], config: DpoConfig) -> Steps:
-    def step_of(step: int, _model: nn.Module) -> Step[Sequence[Pair]]:
+@torch.no_grad()
+def _kl(model: nn.Module, pairs: Sequence[Pair], config: DpoConfig, pad_id: int) -> float:
+    """KTO's z_0: how much likelier than to the reference answers to other prompts are, on average
+    over the whole step."""
+    model.eval()
+    total = 0.0
+    for at in range(0, len(pairs), config.micro_batch_pairs):
+        several = pairs[at : at + config.micro_batch_pairs]
+        others, reference = [p.other for p in several], [p.reference_other for p in several]
+        with precision_of(config).autocast():
+            total += float(_log_ratios(model, others, reference, pad_id).sum())
+    return total / len(pairs)
+
+
+def _source(pairs: Sequence[Pair], config: DpoConfig, pad_id: int) -> Steps:
+    def step_of(step: int, model: nn.Module) -> Step[PairBatch]:
         start = step * config.batch_pairs
         chosen = [
             pairs[i] for i in shuffled_epochs(len(pairs), start, config.batch_pairs, config.seed)
         ]
         lengths = [len(s.ids) for p in chosen for s in (p.chosen, p.rejected)]
+        kl = _kl(model, chosen, config, pad_id) if config.loss == "kto" else 0.0
         micro = [
-            chosen[at : at + config.micro_batch_pairs]
+            PairBatch(chosen[at : at + config.micro_batch_pairs], kl)
             for at in range(0, len(chosen), config.micro_batch_pairs)
         ]
         return Step([Update(micro, len(chosen))], sum(lengths), sum(n**2 for n in lengths))
@@ -234,14 +265,14 @@ def _source(pairs: Sequence[Pair], config: DpoConfig) -> Steps:
 
 
 def _evaluation(
-    held_out: Sequence[Pair], pad_id: int, num_steps: int
+    held_out: Sequence[Pair], pad_id: int, num_steps: int, precision: Precision
 ) -> Callable[[int, nn.Module], dict[str, float]]:
     every = max(1, num_steps // 4)
 
     def evaluate(steps_done: int, model: nn.Module) -> dict[str, float]:
         if (steps_done % every and steps_done != num_steps) or not held_out:
             return {}
-        values = margins(model, held_out, pad_id)
+        values = margins(model, held_out, pad_id, precision)
         return {"heldout_margin": sum(values) / len(values)}
 
     return evaluate

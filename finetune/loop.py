@@ -34,7 +34,7 @@ from pipeline.core.progress import Progress
 B = TypeVar("B")
 # What keys mean that every stage has and most give a default of their own.
 PEAK = "peak, after the warm-up"
-WARM_UP = "steps of linear warm-up"
+WARM_UP = "steps of linear warm-up; at most half of all"
 INTERVAL = "steps; what a kill can cost"
 DECAY = "AdamW, of matrices only"
 
@@ -56,7 +56,7 @@ class LoopConfig(Section):
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         "adamw", description="adamw8bit keeps its state in 8 bits (torchao)"
     )
-    seed: int = Field(0, description="of the order of batches and of sampling")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of the order of batches and of sampling")
     checkpoint_every: int = operational(100, ge=1, description=INTERVAL)
     recompute: bool = operational(
         False, description="activations twice instead of kept: a third more work, far less memory"
@@ -209,10 +209,12 @@ def new_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer
 
 
 def learning_rate(step: int, num_steps: int, config: LoopConfig) -> float:
-    """Linear warm-up, then down to `final_lr_fraction` of the peak at the last step."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    gone = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    """Linear warm-up, of at most half of the steps; then down to `final_lr_fraction` of the peak
+    at the last step."""
+    warm = min(config.warmup_steps, num_steps // 2)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    gone = (step - warm) / max(1, num_steps - 1 - warm)
     left = {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}
     floor = config.final_lr_fraction
     return config.learning_rate * (floor + (1 - floor) * left[config.schedule])

@@ -238,24 +238,25 @@ def clipped_value_sum(
 @dataclasses.dataclass(frozen=True)
 class AdaptiveKl:
     """The weight of the KL penalty, moved towards `target` nats an answer in proportion to the
-    error, clipped at 20% (Ziegler et al. 2019, section 2.2). `horizon` is in answers; infinite
-    leaves the weight as it is."""
+    error, clipped at 20% (Ziegler et al. 2019, section 2.2). `horizon` is in answers; 0 leaves the
+    weight as it is. A step no more than halves it."""
 
     weight: float
     target: float
     horizon: float
 
     def after(self, kl: float, num_answers: int) -> "AdaptiveKl":
+        if not self.horizon:
+            return self
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        return dataclasses.replace(
-            self, weight=self.weight * (1 + error * num_answers / self.horizon)
-        )
+        factor = max(0.5, 1 + error * num_answers / self.horizon)
+        return dataclasses.replace(self, weight=self.weight * factor)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunningMoments:
     """Mean and variance of all rewards so far (Chan, Golub and LeVeque 1979): by them rewards are
-    scaled alike in every step."""
+    centred and scaled alike in every step."""
 
     count: float = 0.0
     mean: float = 0.0
@@ -271,6 +272,7 @@ class RunningMoments:
             self.squares + squares + shift**2 * self.count * number / total,
         )
 
-    @property
-    def deviation(self) -> float:
-        return math.sqrt(self.squares / self.count) if self.count else 1.0
+    def standardised(self, values: Tensor) -> Tensor:
+        """Of mean 0 and deviation 1. Rewards that all tie become 0, not enormous."""
+        deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
+        return (values - self.mean) / deviation if deviation > 1e-6 else torch.zeros_like(values)

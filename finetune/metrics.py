@@ -82,7 +82,10 @@ def read_rows(path: Path, last_step: float = math.inf) -> list[dict[str, float]]
     """The rows up to this step; what a kill tore is left out."""
     if not path.exists() or last_step == 0:
         return []
-    rows = (_row_or_none(line) for line in path.read_text(encoding="utf-8").splitlines())
+    rows = (
+        _row_or_none(line)
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    )
     return [row for row in rows if row is not None and row["step"] <= last_step]
 
 

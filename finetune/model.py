@@ -211,10 +211,21 @@ def _load(kind: Any, folder: str | Path, dtype: torch.dtype) -> Any:
     model: PreTrainedModel = kind.from_pretrained(
         str(folder), dtype=dtype, attn_implementation=NAME
     )
+    check_finite(model, str(folder))
+    for module in model.modules():  # a ratio to a reference would be of two different models
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def check_finite(model: nn.Module, whose: str) -> None:
+    """Raises UserError for weights that are no numbers."""
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            raise UserError(f"{folder}: {name} holds NaN or infinite numbers; train it again")
-    return model
+            raise UserError(
+                f"{whose}: {name} holds NaN or infinite numbers: it diverged; lower the learning"
+                " rate, or take an earlier model"
+            )
 
 
 def quiet() -> None:

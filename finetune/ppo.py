@@ -60,7 +60,7 @@ class PpoConfig(RlConfig):
     lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda")
     kl_weight: float = Field(0.1, ge=0, description="of the penalty, at the start")
     kl_target: float = Field(4.0, gt=0, description="nats an answer that the weight steers to")
-    kl_horizon: float = Field(1000.0, gt=0, description="answers; how slowly; inf: never")
+    kl_horizon: float = Field(1000.0, ge=0, description="answers; how slowly; 0: never")
 
 
 class ActorCritic(nn.Module):
@@ -148,7 +148,7 @@ class PpoSource:
         with precision_of(config).autocast():
             values = token_scores(model.value, rollout.tokens) * mask
         penalties = rollout.log_probs_ST - rollout.reference_ST
-        scores = rollout.rewards_S / max(self.rewards.deviation, 1e-6)
+        scores = self.rewards.standardised(rollout.rewards_S)
         rewards = per_token_rewards(scores, penalties, mask, self.kl.weight)
         advantages, returns = generalised_advantages(
             rewards, values, mask, config.gamma, config.lam

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from finetune.card import CARD, Made, card_text
-from finetune.model import quiet
+from finetune.model import check_finite, quiet
 from finetune.tokenizer import as_hugging_face
 from pipeline.core import storage
 from pipeline.core.errors import UserError
@@ -62,6 +62,7 @@ class Registry:
         """Write the checkpoint under the name of its content and return that name. `card` is of
         finetune/card.py; without one the lineage's alone is written. Raises UserError for a
         tokenizer that does not fit the model."""
+        check_finite(model, "the model to publish")
         size = max(tokenizer.get_vocab().values(), default=-1) + 1
         known = int(model.config.vocab_size)
         if size > known:

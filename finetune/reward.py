@@ -21,9 +21,9 @@ from finetune.data import shuffled_epochs
 from finetune.distributed import gathered
 from finetune.kv_cache import context_length
 from finetune.labels import RankedPrompt, answer_segment, ranked_prompts
-from finetune.loop import DECAY, PEAK, LoopConfig, Loss, Step, Steps, Update, train
+from finetune.loop import DECAY, PEAK, LoopConfig, Loss, Step, Steps, Update, precision_of, train
 from finetune.losses import k_wise_ranking_sum, pairwise_margin_sum
-from finetune.model import end_scores, reward_model_from
+from finetune.model import end_scores, place, reward_model_from
 from finetune.packing import Segment, lay_segments
 from finetune.registry import Registry
 from finetune.stage import Trained, run_stage
@@ -177,7 +177,8 @@ def cross_validate(
         if not (inside and outside):
             continue
         label = f"reward fold {fold + 1}/{config.folds}"
-        model = _fit(label, config, base, inside, pad_id, folder / f"fold-{fold}")
+        model = gathered(_fit(label, config, base, inside, pad_id, folder / f"fold-{fold}"))
+        place(model, precision_of(config).device)
         longer_wins = _longer_wins(inside)
         for answers in outside:
             pairs += _judge(model, answers, pad_id, fold, longer_wins)

@@ -212,8 +212,8 @@ def heldout_rewards(
         batch = lay_segments(segments, pad_id).to(device)
         with torch.no_grad():
             gap = batch.sums(
-                label_log_probs(policy, batch.tokens)
-                - label_log_probs(sampler.reference, batch.tokens)
+                label_log_probs(policy, batch.tokens, sampler.temperature)
+                - label_log_probs(sampler.reference, batch.tokens, sampler.temperature)
             )
         kl = gap.view(-1, best_of).mean(dim=1).tolist()
         rows += [

@@ -7,9 +7,8 @@ from pathlib import Path
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune.adapter import AdapterConfig, merged, with_adapter
+from finetune.adapter import AdapterConfig, whole_model, with_adapter
 from finetune.data import batches_of
-from finetune.distributed import gathered
 from finetune.kv_cache import context_length
 from finetune.labels import chat_segment, conversations
 from finetune.loop import DECAY, PEAK, train
@@ -83,7 +82,7 @@ def run_sft(
             folder,
             _evaluation(held_out_rows, token_bytes(tokenizer), num_steps),
         )
-        model = gathered(model) if adapted is None else merged(adapted, folder / "adapter")
+        model = whole_model(model, adapted, config, base, folder / "adapter")
         num_read = len(sides[False])
         dropped = {"too-long": num_oversize} if num_oversize else {}
         return Trained(model, tokenizer, Counts(num_read, num_read - num_oversize, dropped))

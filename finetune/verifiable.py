@@ -6,7 +6,7 @@ from decimal import Decimal, InvalidOperation
 
 from pipeline.text.normalise import normalise
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\d.)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 _FINAL = "####"  # before the result in GSM8K's answers (Cobbe et al. 2021)
 _LONGEST = 10_000  # characters of an answer that are looked at
 

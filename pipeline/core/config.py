@@ -23,7 +23,7 @@ def operational(default: Any, **kwargs: Any) -> Any:
 class Section(BaseModel):
     """The base of every stage's config: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result, as JSON values."""

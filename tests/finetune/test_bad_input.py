@@ -1,7 +1,10 @@
 """What is too long, tied, broken or of another model: said with its mend, or counted and left out."""
 
+import math
+
 import pytest
 import torch
+from pydantic import ValidationError
 
 from finetune.dpo import DpoConfig, run_dpo
 from finetune.grpo import GrpoConfig, run_grpo
@@ -131,8 +134,10 @@ def test_rewards_that_tie_everywhere_teach_nothing_and_break_nothing(
         for name in (base_id, grpo.facts["model_id"])
     )
     assert all(torch.equal(before[name], after[name]) for name in before)
-    ppo = run_ppo(PpoConfig(**SHORT, unfinished_penalty=0.0), base_id, tied_id, labels, run)
-    assert all(abs(step["loss"]) < 10 for step in read_metrics(ppo) if step["step"])
+    for penalty in (0.0, 1.0):
+        config = PpoConfig(**SHORT, unfinished_penalty=penalty)
+        ppo = run_ppo(config, base_id, tied_id, labels, run)
+        assert all(abs(step["loss"]) < 10 for step in read_metrics(ppo) if step["step"])
 
 
 def test_rankings_that_tie_everywhere_are_said(run, base_id) -> None:
@@ -143,13 +148,32 @@ def test_rankings_that_tie_everywhere_are_said(run, base_id) -> None:
         run_dpo(DpoConfig(), base_id, labels, run)
 
 
-def test_weights_that_are_no_numbers_are_named(run, model, tokenizer, labels) -> None:
+def test_weights_that_are_no_numbers_are_named(run, model, tokenizer, tmp_path) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
-    broken = Registry(run.root).publish(model, tokenizer, {"kind": "base"})
-    for stage, config in ((run_sft, SftConfig()), (run_dpo, DpoConfig())):
-        with pytest.raises(UserError, match=r"layers.1.mlp.up_proj.weight holds NaN"):
-            stage(config, broken, labels, run)
+    with pytest.raises(UserError, match=r"layers.1.mlp.up_proj.weight holds NaN"):
+        Registry(run.root).publish(model, tokenizer, {"kind": "base"})
+    model.save_pretrained(tmp_path / "nan")
+    with pytest.raises(UserError, match=r"layers.1.mlp.up_proj.weight holds NaN"):
+        load_language_model(tmp_path / "nan")
+
+
+def test_a_run_that_diverges_at_its_end_publishes_nothing(run, base_id, labels) -> None:
+    config = SftConfig(epochs=0.01, learning_rate=3e38, warmup_steps=0)
+    for _ in range(2):  # the second one goes on from the end of the first
+        with pytest.raises(UserError, match="it diverged; lower the learning rate"):
+            run_sft(config, base_id, labels, run)
+    assert len(list((Registry(run.root).root / "models").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "values"),
+    [(SftConfig, {"learning_rate": math.inf}), (PpoConfig, {"kl_horizon": math.inf}),
+     (SftConfig, {"grad_clip": math.nan}), (SftConfig, {"seed": -1}), (SftConfig, {"seed": 2**70})],
+)  # fmt: skip
+def test_a_number_out_of_range_is_refused_at_once(config, values) -> None:
+    with pytest.raises(ValidationError, match=next(iter(values))):
+        config(**values)
 
 
 def test_a_tokenizer_of_another_model_is_refused(run, tokenizer) -> None:

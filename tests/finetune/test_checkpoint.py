@@ -9,7 +9,6 @@ import torch
 
 from finetune.checkpoint import State, delete_checkpoints, load_checkpoint, save_checkpoint
 from pipeline.core import storage
-from pipeline.core.errors import UserError
 
 
 def _state(step: int) -> State:
@@ -59,9 +58,21 @@ def test_a_damaged_one_is_said_and_the_one_before_it_taken(
     assert "checkpoint-000000002.pt is damaged" in caplog.text
     other = tmp_path / "checkpoint-000000001.pt"
     other.write_bytes(damage(other.read_bytes()))
-    with pytest.raises(UserError, match=r"no checkpoint that is whole; delete its") as caught:
-        load_checkpoint(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert load_checkpoint(tmp_path) is None
+    assert "checkpoint-000000001.pt is damaged" in caplog.text
+    assert "the stage begins anew" in caplog.text
+
+
+def test_what_a_kill_left_half_is_swept(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, _state(step))
+    (tmp_path / "checkpoint-000000001.json").unlink()  # between the two deletions
+    (tmp_path / ".checkpoint-000000003.pt.x1y2.tmp").write_bytes(b"half")
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint-000000002.json", "checkpoint-000000002.pt"]
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -70,8 +81,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"model": Path("x")}, path)  # a class: unpickling it calls it
     digest = __import__("hashlib").sha256(path.read_bytes()).hexdigest()
     path.with_suffix(".json").write_text(json.dumps({"step": 1, "sha256": digest}))
-    with pytest.raises(UserError, match="no checkpoint that is whole"):
-        load_checkpoint(tmp_path)
+    assert load_checkpoint(tmp_path) is None
 
 
 def test_a_full_disk_while_saving_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:

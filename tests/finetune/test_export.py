@@ -321,8 +321,8 @@ def test_an_imported_models_gguf_has_scores_bytes_and_the_blank_of_sentencepiece
 @pytest.mark.parametrize("form", EXPORTS[1:])
 def test_models_that_a_form_cannot_hold_are_refused(form, registry, tokenizer, tmp_path) -> None:
     def refused(model, kind: str = "base") -> str:
-        identity = registry.publish(model, tokenizer, {"kind": kind})
         with pytest.raises(UserError) as caught:
+            identity = registry.publish(model, tokenizer, {"kind": kind})
             form(registry, identity, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         return str(caught.value)

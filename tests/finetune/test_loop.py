@@ -64,7 +64,10 @@ def test_the_rate_warms_up_and_ends_at_its_fraction() -> None:
     config = LoopConfig(learning_rate=1.0, warmup_steps=4, final_lr_fraction=0.1)
     assert [learning_rate(s, 100, config) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert learning_rate(4, 100, config) == 1.0
-    assert learning_rate(99, 100, config) == pytest.approx(0.1, abs=1e-3)
+    assert learning_rate(99, 100, config) == pytest.approx(0.1, abs=1e-12)
+    linear = LoopConfig(learning_rate=1.0, warmup_steps=0, schedule="linear", final_lr_fraction=0.0)
+    assert [learning_rate(s, 5, linear) for s in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert max(learning_rate(s, 6, LoopConfig(learning_rate=1.0)) for s in range(6)) == 1.0
 
 
 def test_gains_do_not_decay(model) -> None:

@@ -1,7 +1,5 @@
 """What PPO is made of, against brute force and worked examples."""
 
-import math
-
 import pytest
 import torch
 
@@ -98,7 +96,8 @@ def test_the_penalty_follows_its_target() -> None:
     assert weight.after(4.0, 10).weight == 0.1
     assert weight.after(400.0, 10).weight == pytest.approx(0.1 * (1 + 0.2 * 10 / 100))
     assert weight.after(0.0, 10).weight == pytest.approx(0.1 * (1 - 0.2 * 10 / 100))
-    assert AdaptiveKl(0.1, 4.0, math.inf).after(400.0, 10).weight == 0.1
+    assert AdaptiveKl(0.1, 4.0, 0).after(400.0, 10).weight == 0.1
+    assert AdaptiveKl(0.1, 4.0, 1).after(0.0, 32).weight == 0.05, "no weight is negative"
 
 
 def test_running_moments_are_those_of_all_rewards() -> None:
@@ -108,5 +107,11 @@ def test_running_moments_are_those_of_all_rewards() -> None:
         moments = moments.after(part)
     whole = torch.cat(parts).double()
     assert moments.mean == pytest.approx(float(whole.mean()))
-    assert moments.deviation == pytest.approx(float(whole.std(unbiased=False)))
-    assert RunningMoments().deviation == 1.0
+    found = moments.standardised(whole)
+    torch.testing.assert_close(found, (whole - whole.mean()) / whole.std(unbiased=False))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, -1.0, 1e6])
+def test_rewards_that_tie_are_scaled_to_nothing(value: float) -> None:
+    tied = torch.full((8,), value)
+    assert torch.equal(RunningMoments().after(tied).standardised(tied), torch.zeros(8))

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from finetune.attention import NAME
-from finetune.dpo import DpoConfig, Pair, _objective, answer_log_probs
+from finetune.dpo import DpoConfig, Pair, PairBatch, _objective, answer_log_probs
 from finetune.labels import answer_segment, chat_segment
 from finetune.model import new_model, reward_model_from
 from finetune.packing import pack_best_fit
@@ -121,7 +121,7 @@ def test_dpo(trl, datasets, tokenizer, tmp_path, loss: str) -> None:
     pairs = [
         Pair("p", c, r, c, a, b, a) for c, r, a, b in zip(chosen, rejected, *sums, strict=True)
     ]
-    total = _objective(mine, pairs, DpoConfig(loss=loss, beta=0.1), pad_id).total
+    total = _objective(mine, PairBatch(pairs), DpoConfig(loss=loss, beta=0.1), pad_id).total
     _same(_of(mine, total / 6), theirs)
 
 

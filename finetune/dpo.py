@@ -69,7 +69,13 @@ class PairBatch:
     kl: float = 0.0
 
 
-def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) -> Manifest:
+def run_dpo(
+    config: DpoConfig,
+    sft_id: str,
+    labels: Manifest,
+    run: RunConfig,
+    hygiene: Manifest | None = None,
+) -> Manifest:
     """Train from the SFT model, which is also the reference; `facts` has model_id and the mean
     margin of held-out pairs (0 before, by definition)."""
 
@@ -106,8 +112,9 @@ def run_dpo(config: DpoConfig, sft_id: str, labels: Manifest, run: RunConfig) ->
         num_read = len(found) + sum(dropped.values())
         return Trained(model, tokenizer, Counts(num_read, len(found), dropped), facts)
 
-    again = functools.partial(run_dpo, config, sft_id, labels, run)
-    parents = {"labels": labels, "sft": sft_id}
+    again = functools.partial(run_dpo, config, sft_id, labels, run, hygiene)
+    parents: dict[str, Manifest | str] = {"labels": labels, "sft": sft_id}
+    parents |= {"hygiene": hygiene} if hygiene else {}
     return run_stage("dpo", VERSION, config, config.identity(), parents, run, fit, again)
 
 

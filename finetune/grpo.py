@@ -60,7 +60,12 @@ class GroupBatch:
 
 
 def run_grpo(
-    config: GrpoConfig, sft_id: str, reward_id: str, labels: Manifest, run: RunConfig
+    config: GrpoConfig,
+    sft_id: str,
+    reward_id: str,
+    labels: Manifest,
+    run: RunConfig,
+    hygiene: Manifest | None = None,
 ) -> Manifest:
     """Train from the SFT model on the training prompts; `facts` has model_id and, on held-out
     prompts, the mean reward of SFT, of its best of n and of the result, and the KL."""
@@ -73,8 +78,9 @@ def run_grpo(
         train("grpo", model, objective, steps, config.steps, config, folder)
         return result(made, gathered(model), "grpo", config.best_of, folder)
 
-    again = functools.partial(run_grpo, config, sft_id, reward_id, labels, run)
-    parents = {"labels": labels, "reward": reward_id, "sft": sft_id}
+    again = functools.partial(run_grpo, config, sft_id, reward_id, labels, run, hygiene)
+    parents: dict[str, Manifest | str] = {"labels": labels, "reward": reward_id, "sft": sft_id}
+    parents |= {"hygiene": hygiene} if hygiene else {}
     return run_stage("grpo", VERSION, config, config.identity(), parents, run, fit, again)
 
 

@@ -85,7 +85,12 @@ class PpoBatch:
 
 
 def run_ppo(
-    config: PpoConfig, sft_id: str, reward_id: str, labels: Manifest, run: RunConfig
+    config: PpoConfig,
+    sft_id: str,
+    reward_id: str,
+    labels: Manifest,
+    run: RunConfig,
+    hygiene: Manifest | None = None,
 ) -> Manifest:
     """Train from the SFT model on the training prompts; `facts` has model_id, and the file of
     held-out rewards is as GRPO's."""
@@ -100,8 +105,9 @@ def run_ppo(
         policy, weight = gathered(model.policy), rollouts.kl.weight
         return result(made, policy, "ppo", config.best_of, folder, kl_weight=weight)
 
-    again = functools.partial(run_ppo, config, sft_id, reward_id, labels, run)
-    parents = {"labels": labels, "reward": reward_id, "sft": sft_id}
+    again = functools.partial(run_ppo, config, sft_id, reward_id, labels, run, hygiene)
+    parents: dict[str, Manifest | str] = {"labels": labels, "reward": reward_id, "sft": sft_id}
+    parents |= {"hygiene": hygiene} if hygiene else {}
     return run_stage("ppo", VERSION, config, config.identity(), parents, run, fit, again)
 
 

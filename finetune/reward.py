@@ -99,7 +99,14 @@ def run_reward(
         model = _fit("reward", config, base, sets, pad_id, folder)
         counts = Counts(len(ranked), len(sets), dropped)
         facts = {"calibration": calibration([pair["probability"] for pair in pairs])}
-        return Trained(gathered(model), tokenizer, counts, facts, {PAIRS: len(pairs)})
+        right = {side: sum(p[side] for p in pairs) / len(pairs) for side in ("model", "length")}
+        measured = {
+            "pairs judged in cross-validation": len(pairs),
+            "share right": right["model"],
+            "share right by length alone": right["length"],
+            "calibration error": facts["calibration"]["error"],
+        }
+        return Trained(gathered(model), tokenizer, counts, facts, measured, {PAIRS: len(pairs)})
 
     again = functools.partial(run_reward, config, base_id, labels, run, hygiene)
     parents: dict[str, Manifest | str] = {"base": base_id, "labels": labels}

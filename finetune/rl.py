@@ -101,4 +101,12 @@ def result(
     """The policy with its rewards on the held-out prompts, beside those of where it started."""
     rewards = heldout_rewards(made.sampler, made.held_out, policy, best_of, name)
     storage.write_bytes(str(folder / REWARDS), json.dumps(rewards).encode())
-    return Trained(policy, made.tokenizer, made.counts, facts, {REWARDS: len(rewards)})
+    said = {"sft": "reward of SFT", "best_of_n": f"of its best of {best_of}", name: f"of {name}"}
+    said["kl"] = "KL to SFT, nats an answer"
+    measured = {
+        f"held out: {what}": sum(row[key] for row in rewards) / len(rewards)
+        for key, what in said.items()
+        if rewards
+    }
+    files = {REWARDS: len(rewards)}
+    return Trained(policy, made.tokenizer, made.counts, facts, measured, files)

@@ -25,12 +25,14 @@ from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """What a stage's training leaves: a model on any device, how many records went in and out,
-    what stands in the manifest, and the stage's own files (name -> rows)."""
+    what stands in the manifest, what was measured (for the card), and the stage's own files
+    (name -> rows)."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
     counts: Counts
     facts: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    evaluations: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
     files: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
 
 
@@ -79,9 +81,11 @@ def _train_and_commit(
     started = time.time()
     folder = storage.local_path(output.url)
     trained = train(folder)
-    lineage = {"kind": kind, "parents": output.parents, "config": identity}
+    code = f"{output.stage} {output.version}"  # a commit that changes no result changes no model
+    lineage = {"kind": kind, "parents": output.parents, "config": identity, "code": code}
     steps = read_rows(folder / METRICS)
-    card = card_text(Made(lineage, parents, steps, num_parameters(trained.model)))
+    made = Made(lineage, parents, steps, num_parameters(trained.model), trained.evaluations)
+    card = card_text(made)
     model_id = registry.publish(trained.model.cpu(), trained.tokenizer, lineage, card)
     files = [
         describe_file(output.path(name), name, count)

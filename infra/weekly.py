@@ -41,7 +41,10 @@ class WeeklyConfig(Section):
     of three on the gate's own questions would be choosing noise."""
 
     challenger: Literal["sft", "rejection", "dpo", "ppo", "grpo"] = Field(
-        "grpo", description="which model meets the champion"
+        "grpo", description="which model meets the champion: sft, rejection, dpo, ppo or grpo"
+    )
+    base: str = Field(
+        "", description="the model to finetune, as `flywheel import` names it; empty: the pretrained"
     )
 
 
@@ -66,8 +69,8 @@ class Week:
 def run_weekly(config: Config) -> Week:
     """One week. The champion that is challenged is the one that this candidate met first: a rerun
     after the promotion repeats nothing. Raises UserError."""
-    base = finished_base(config)
     registry = Registry(config.run.root)
+    base_id = _base_of(config, registry)
     with _one_at_a_time(config.run.root):
         labels_config = config.section("labels", LabelsConfig)
         place = labels_config.store_url(config.run)
@@ -75,7 +78,9 @@ def run_weekly(config: Config) -> Week:
             raise WouldRun("labels", place)  # opening the store would create it
         store = open_store(place)
         labels = run_labels(labels_config, store, config.run)
-        week = _week(config, base.model_id, labels, registry)
+        if registry.pointer("champion") is None and not is_planning():
+            registry.promote(base_id, "the first champion is the base model")
+        week = _week(config, base_id, labels, registry)
         _deploy(registry, week.challenger.facts["model"], week.gate)
     return week
 
@@ -90,8 +95,18 @@ def finished_week(config: Config) -> Week:
         raise WouldRun("weekly", storage.join(config.run.root, "gate"))
     digest = _labels_of(registry, candidate)
     with planning():
-        base = finished_base(config)
-        return _week(config, base.model_id, _snapshot(config.run.root, digest), registry)
+        base_id = _base_of(config, registry)
+        return _week(config, base_id, _snapshot(config.run.root, digest), registry)
+
+
+def _base_of(config: Config, registry: Registry) -> str:
+    """Raises UserError if there is none, or if the model that is named is none."""
+    base_id = config.section("weekly", WeeklyConfig).base
+    if not base_id:
+        return finished_base(config).model_id
+    if (kind := registry.kind(base_id)) == "reward":
+        raise UserError(f"weekly.base = {base_id} is a {kind} model; name a language model")
+    return base_id
 
 
 def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) -> Week:
@@ -102,15 +117,16 @@ def _week(config: Config, base_id: str, labels: Manifest, registry: Registry) ->
     sft_id = sft.facts["model_id"]
     reward = run_reward(config.section("reward", RewardConfig), base_id, labels, run, hygiene)
     reward_id = reward.facts["model_id"]
-    dpo = run_dpo(config.section("dpo", DpoConfig), sft_id, labels, run)
-    grpo = run_grpo(config.section("grpo", GrpoConfig), sft_id, reward_id, labels, run)
+    dpo = run_dpo(config.section("dpo", DpoConfig), sft_id, labels, run, hygiene)
+    grpo = run_grpo(config.section("grpo", GrpoConfig), sft_id, reward_id, labels, run, hygiene)
     road = config.section("weekly", WeeklyConfig).challenger
     if road == "ppo":
-        chosen = run_ppo(config.section("ppo", PpoConfig), sft_id, reward_id, labels, run)
+        section = config.section("ppo", PpoConfig)
+        chosen = run_ppo(section, sft_id, reward_id, labels, run, hygiene)
     elif road == "rejection":
         section = config.section("rejection", RejectionConfig)
         best = run_rejection(section, sft_id, reward_id, labels, run)
-        chosen = run_sft(config.section("sft", SftConfig), base_id, best, run)
+        chosen = run_sft(config.section("sft", SftConfig), base_id, best, run, hygiene)
     else:
         chosen = {"sft": sft, "dpo": dpo, "grpo": grpo}[road]
     candidate = chosen.facts["model_id"]

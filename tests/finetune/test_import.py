@@ -202,6 +202,12 @@ def link_a_shard(folder: Path) -> None:
     link_outside(folder, "part.safetensors")
 
 
+def name_weights(folder: Path) -> None:
+    split_weights(folder, "sub/x.safetensors")
+    (folder / "model.safetensors.index.json").unlink()
+    set_config(folder, transformers_weights="sub/x.safetensors")
+
+
 def adapt(folder: Path) -> None:
     """peft is installed: transformers would take the weights of the folder that it names."""
     named = {"peft_type": "LORA", "base_model_name_or_path": str(folder.parent / "other")}
@@ -254,8 +260,8 @@ BAD_FOLDERS = {
     ),
     "an adapter": (adapt, r"adapter_config\.json makes this an adapter"),
     "weights named by the config": (
-        lambda f: set_config(f, transformers_weights="sub/x.safetensors"),
-        "sub/x.safetensors",
+        name_weights,
+        "weights elsewhere, in 'sub/x.safetensors'",
     ),
     "a folder for a file": (lambda f: (f / "x.json").mkdir(), r"x\.json is no file"),
     "no heads": (lambda f: set_config(f, num_attention_heads=0), "num_attention_heads = 0;"),

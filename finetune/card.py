@@ -31,6 +31,10 @@ _KINDS = {
     "ppo": "An assistant trained against a reward model by PPO.",
     "grpo": "An assistant trained against a reward by GRPO.",
 }
+_IMPORTED = (
+    "A language model that was trained elsewhere and imported: it continues text, and what else it"
+    " was taught is not known here."
+)
 _USES = """\
 For research on training assistants, and for the deployment whose labelers taught it. Its answers
 may be wrong, biased or made up: do not use it where a wrong answer does harm, and not for medical,
@@ -71,13 +75,20 @@ def card_text(made: Made) -> str:
     """The card; the same inputs give the same text."""
     kind = str(made.lineage.get("kind", "model"))
     parents = {str(k): str(v) for k, v in dict(made.lineage.get("parents") or {}).items()}
-    config = sorted(dict(made.lineage.get("config") or {}).items())
+    config = dict(made.lineage.get("config") or {})
+    files = _imported_files(kind, config)
     size = "" if made.num_parameters is None else f" {made.num_parameters:,} parameters."
-    described = f"{_KINDS.get(kind, 'A model.')}{size}"
-    origin = table(("made from", "content hash or model"), sorted(parents.items()))
-    settings = table(("key", "value"), [(key, json.dumps(value)) for key, value in config])
+    if files:
+        config["import"] = {k: v for k, v in config["import"].items() if k != "files"}
+    described = f"{_IMPORTED if files else _KINDS.get(kind, 'A model.')}{size}"
+    origins = [
+        table(("made from", "content hash or model"), sorted(parents.items())),
+        table(("imported file", "sha256"), sorted(files.items())),
+    ]
+    values = [(key, json.dumps(value)) for key, value in sorted(config.items())]
+    settings = table(("key", "value"), values)
     sections = (
-        ("Made from", [origin]),
+        ("Made from", origins),
         ("Data", _data(made.parents)),
         ("Hygiene of the labels", _hygiene(made.parents.get("hygiene"))),
         ("Training", [settings]),
@@ -91,6 +102,13 @@ def card_text(made: Made) -> str:
     for title, blocks in sections:
         parts += [f"## {title}", *(blocks if any(blocks) else ["Not known."])]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _imported_files(kind: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """sha256 by name, of what finetune/import_model.py wrote; none for a model of our own."""
+    found: Any = config.get("import") if kind == "base" else None
+    files: Any = found.get("files") if isinstance(found, dict) else None
+    return {str(k): str(v) for k, v in files.items()} if isinstance(files, dict) else {}
 
 
 def escaped(text: str) -> str:

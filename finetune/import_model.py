@@ -7,13 +7,14 @@ ours. The checkpoint's own BOS and EOS keep their ids, and bear our names from t
 
 import json
 import math
+import os
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from torch import Tensor, nn
 from transformers import (
@@ -34,11 +35,19 @@ from finetune.export import (
 )
 from finetune.model import quiet
 from finetune.registry import Registry
-from finetune.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, TURN_END, token_id
+from finetune.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, TURN_END, plain, token_id
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import describe_file
 
 _UNK, _FIRST_BYTE = "<unk>", 3  # run.c's places: 0 unknown, 1 BOS, 2 EOS, 3 + b byte b
+_MAX_TOKEN = 1000  # bytes: what merges a token has is looked for at each of its places
+_WEIGHTS, _INDEX = ".safetensors", ".safetensors.index.json"
+_SIZES = [
+    *("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "head_dim"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("n_positions", "n_embd", "n_layer", "n_head"),  # GPT-2's
+]
+_UNKNOWN_SIGNS = "\U0010fffd \u0378"  # no vocabulary has these
 
 
 def import_hugging_face(registry: Registry, folder: Path) -> str:
@@ -47,13 +56,68 @@ def import_hugging_face(registry: Registry, folder: Path) -> str:
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise UserError(f"no {name} in {str(folder)!r}; a Hugging Face checkpoint has one")
+    files = _own_files(folder)
     tokenizer = _own_tokenizer(folder)
     model = _own_model(folder)
-    files = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors")]
     return _publish(registry, model, tokenizer, "hugging-face", files)
 
 
+def _own_files(folder: Path) -> list[Path]:
+    """What may be read of the folder. Raises UserError for what leads out of it, by a link, by the
+    index of the weights or by an adapter: the lineage would not name it."""
+    files = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", _WEIGHTS)]
+    for path in files:
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+            raise UserError(
+                f"{path} is a link that leads outside {str(folder)!r}; copy the file itself there"
+                " (cp -L)"
+            )
+        if not path.is_file():
+            raise UserError(f"{path} is no file, where one is expected; take it away")
+        if path.name == "adapter_config.json":
+            raise UserError(f"{path} makes this an adapter to another model; merge the two first")
+    weights = {path.name for path in files if path.suffix == _WEIGHTS}
+    for index in files:
+        named = _named_weights(index) if index.name.endswith(_INDEX) else []
+        if unknown := [name for name in named if name not in weights]:
+            raise UserError(
+                f"{index} names {unknown[0]!r:.200}, which is no {_WEIGHTS} file in"
+                f" {str(folder)!r}; put all of the weights there"
+            )
+    return files
+
+
+def _named_weights(index: Path) -> list[str]:
+    try:
+        found: Any = json.loads(index.read_bytes())["weight_map"]
+        return sorted(set(found.values()))
+    except Exception as error:  # noqa: BLE001 - it may hold anything
+        raise UserError(f"{index} cannot be read: {error!r:.200}; get it anew") from None
+
+
+def _check_sizes(path: Path) -> None:
+    """Raises UserError for a number in config.json that no model has."""
+    try:
+        config: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # transformers says more of it
+    found: Any = config.get("text_config") if isinstance(config, dict) else None
+    for part in (config, found):
+        settings = cast(dict[str, Any], part) if isinstance(part, dict) else {}
+        for name in _SIZES:
+            value = settings.get(name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (value is None or isinstance(value, list) or (whole and value > 0)):
+                raise UserError(
+                    f"{path} has {name} = {value!r:.100}; it is a whole number over 0: get the"
+                    " model anew"
+                )
+        if name := settings.get("transformers_weights"):
+            raise UserError(f"{path} has its weights elsewhere, in {name!r:.200}; it must not")
+
+
 def _own_model(folder: Path) -> PreTrainedModel:
+    _check_sizes(folder / "config.json")
     quiet()
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
@@ -64,7 +128,7 @@ def _own_model(folder: Path) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # noqa: BLE001 - each architecture fails in ways of its own
         why = " ".join(str(error).split())[:300]
         raise UserError(f"{str(folder)!r} is no causal language model to load: {why}") from None
     model, info = found
@@ -88,9 +152,15 @@ def _own_tokenizer(folder: Path) -> Tokenizer:
             if theirs in present and ours not in present:
                 _rename(state, theirs, ours)
                 present = present - {theirs} | {ours}
-        return Tokenizer.from_str(json.dumps(state))
+        tokenizer = Tokenizer.from_str(json.dumps(state))
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more exact
         raise UserError(f"{folder / 'tokenizer.json'} cannot be read: {error!r:.200}") from None
+    if isinstance(tokenizer.model, models.Unigram):
+        raise UserError(
+            f"{folder / 'tokenizer.json'} is of the kind Unigram, which is not supported; take a"
+            " model with a BPE"
+        )
+    return tokenizer
 
 
 def _rename(state: dict[str, Any], old: str, new: str) -> None:
@@ -109,6 +179,7 @@ def _publish(
         if not torch.isfinite(tensor).all():
             raise UserError(f"the weights {name} hold NaN or infinity; get the model anew")
     _add_special_tokens(model, tokenizer)
+    _check_typed(tokenizer)
     sums = {path.name: describe_file(str(path), path.name).sha256 for path in files}
     config = {"format": form, "architecture": model.config.model_type, "files": sums}
     return registry.publish(
@@ -141,6 +212,27 @@ def _add_special_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     ids = {key: token_id(tokenizer, name) for key, name in places.items()}
     model.config.update(ids)
     model.generation_config = GenerationConfig(**ids)
+
+
+def _check_typed(tokenizer: Tokenizer) -> None:
+    """What a person types stays text: no special token comes of its own name, as it does where a
+    word is looked up whole, nor of an unknown sign. Raises UserError."""
+    loaded = plain(Tokenizer.from_str(tokenizer.to_str()))  # as each later stage has it
+    special = {token_id(loaded, name): name for name in SPECIAL_TOKENS}
+    holders = Counter(loaded.get_vocab().values())
+    if shared := [name for index, name in special.items() if holders[index] > 1]:
+        raise UserError(f"the tokenizer's ids have gaps: {shared[0]} would share another's id")
+    for name in (*SPECIAL_TOKENS, _UNKNOWN_SIGNS):
+        for text in (name, f" {name}", f"a {name} b", f"a{name}b", f"\n{name}\n"):
+            try:
+                found = loaded.encode(text, add_special_tokens=False).ids
+            except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more exact
+                raise UserError(f"the tokenizer fails at {text!r}: {error!r:.200}") from None
+            if made := [special[index] for index in found if index in special]:
+                raise UserError(
+                    f"the tokenizer makes the control token {made[0]} of the typed text {text!r};"
+                    " take a model whose tokenizer does not"
+                )
 
 
 def import_llama2c(registry: Registry, checkpoint: Path, tokenizer_file: Path) -> str:
@@ -239,6 +331,11 @@ def _llama2c_pieces(path: Path, vocabulary: int) -> list[tuple[str, float]]:
         if at + entry.size > len(data):
             raise UserError(f"{path} has {index} tokens, the model {vocabulary}: not of one model")
         score, length = entry.unpack_from(data, at)
+        if length > _MAX_TOKEN:
+            raise UserError(
+                f"{path} is damaged or no llama2.c tokenizer: its token {index} has {length:,}"
+                f" bytes, over {_MAX_TOKEN:,}"
+            )
         raw = data[at + entry.size : at + entry.size + max(length, 0)]
         text = raw.decode(errors="replace")
         if len(raw) != length or not raw or text.encode() != raw or not math.isfinite(score):

@@ -1,6 +1,7 @@
 """The card says what is known, escapes what others wrote, and is the same each time."""
 
 import dataclasses
+import itertools
 import math
 import re
 import string
@@ -142,6 +143,23 @@ def test_the_corpus_of_a_base_model_is_told_as_far_as_it_is_known(shards, run) -
     said = cells(card_text(Made({}, {"shard": known})))
     at = said.index("train")
     assert said[at : at + 6] == ["train", "1,234", "5.60 MB", "heldout", "5", "0.01 MB"]
+
+
+def test_an_imported_model_is_not_told_to_be_of_our_corpus() -> None:
+    files = {"model.safetensors": "a" * 64, "<b>.json": "c" * 64}
+    told = {"format": "hugging-face", "architecture": "llama", "files": files}
+    imported = {"kind": "base", "parents": {}, "config": {"import": told}}
+    text = card_text(Made(imported))
+    said = cells(text)
+    assert "crawled corpus" not in text
+    assert any(cell.startswith("A language model that was trained elsewhere") for cell in said)
+    made_from = cells(f"---\na: 1\n---\n{text.split('## Made from')[1].split('## Data')[0]}")
+    assert made_from == ["imported file", "sha256", *itertools.chain(*sorted(files.items()))]
+    assert '{"format": "hugging-face", "architecture": "llama"}' in said
+    assert imported["config"]["import"]["files"] == files
+    assert "crawled corpus" in card_text(Made({**LINEAGE, "kind": "base"}))
+    for odd in ({"import": "x"}, {"import": {"files": ["x"]}}):
+        assert "crawled corpus" in card_text(Made({"kind": "base", "config": odd}))
 
 
 def test_what_the_labels_hygiene_found_is_in_the_card(run) -> None:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
@@ -177,6 +177,43 @@ def damage_weights(folder: Path, **changes: object) -> None:
     save_file(state, path, metadata={"format": "pt"})
 
 
+def set_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def split_weights(folder: Path, name: str) -> None:
+    """The weights move to a file of that name, and an index says so."""
+    state = load_file(folder / "model.safetensors")
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(state, name)}
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "model.safetensors").rename(folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def link_outside(folder: Path, name: str) -> None:
+    (folder.parent / "elsewhere").mkdir()
+    (folder / name).rename(folder.parent / "elsewhere" / name)
+    (folder / name).symlink_to(Path("..") / "elsewhere" / name)
+
+
+def link_a_shard(folder: Path) -> None:
+    split_weights(folder, "part.safetensors")
+    link_outside(folder, "part.safetensors")
+
+
+def name_weights(folder: Path) -> None:
+    split_weights(folder, "sub/x.safetensors")
+    (folder / "model.safetensors.index.json").unlink()
+    set_config(folder, transformers_weights="sub/x.safetensors")
+
+
+def adapt(folder: Path) -> None:
+    """peft is installed: transformers would take the weights of the folder that it names."""
+    named = {"peft_type": "LORA", "base_model_name_or_path": str(folder.parent / "other")}
+    (folder / "adapter_config.json").write_text(json.dumps(named))
+
+
 def truncate(path: Path, part: float = 0.5) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
 
@@ -203,6 +240,41 @@ BAD_FOLDERS = {
         lambda f: damage_weights(f, model__layers__0__self_attn__q_proj__weight=None),
         "lacks the weights model.layers.0.self_attn.q_proj.weight",
     ),
+    "weights of a folder beside": (
+        lambda f: split_weights(f, "../other/x.safetensors"),
+        r"index\.json names '\.\./other/x\.safetensors'",
+    ),
+    "weights of anywhere": (
+        lambda f: split_weights(f, f"{f.parent}/x.safetensors"),
+        r"index\.json names '/.*/x\.safetensors'",
+    ),
+    "a pickled part": (lambda f: split_weights(f, "x.bin"), r"index\.json names 'x\.bin'"),
+    "a part that is a link": (link_a_shard, r"part\.safetensors is a link that leads outside"),
+    "weights that are a link": (
+        lambda f: link_outside(f, "model.safetensors"),
+        r"model\.safetensors is a link that leads outside",
+    ),
+    "an index of a list": (
+        lambda f: (f / "model.safetensors.index.json").write_text("[1]"),
+        r"index\.json cannot be read",
+    ),
+    "an adapter": (adapt, r"adapter_config\.json makes this an adapter"),
+    "weights named by the config": (
+        name_weights,
+        "weights elsewhere, in 'sub/x.safetensors'",
+    ),
+    "a folder for a file": (lambda f: (f / "x.json").mkdir(), r"x\.json is no file"),
+    "no heads": (lambda f: set_config(f, num_attention_heads=0), "num_attention_heads = 0;"),
+    "a word for a number": (lambda f: set_config(f, hidden_size="a"), "hidden_size = 'a';"),
+    "a word for epsilon": (lambda f: set_config(f, rms_norm_eps="a"), "no causal.*rms_norm_eps"),
+    "less than no positions": (
+        lambda f: set_config(f, max_position_embeddings=-5),
+        "max_position_embeddings = -5;",
+    ),
+    "gptq": (
+        lambda f: set_config(f, quantization_config={"quant_method": "gptq", "bits": 4}),
+        "no causal language model.*(?i:gptq)",
+    ),
 }
 
 
@@ -221,6 +293,79 @@ def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "theirs", spare_rows=-5)
     with pytest.raises(UserError, match=r"ids up to \d+, the model's embedding \d+ rows"):
         import_hugging_face(Registry(str(tmp_path / "data")), tmp_path / "theirs")
+
+
+def test_weights_in_parts_are_all_named_in_the_lineage(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "theirs")
+    split_weights(tmp_path / "theirs", "part.safetensors")
+    registry = Registry(str(tmp_path / "data"))
+    found = registry.lineage(import_hugging_face(registry, tmp_path / "theirs"))
+    files = found["config"]["import"]["files"]
+    assert {"part.safetensors", "model.safetensors.index.json"} <= set(files)
+
+
+WORDS = {"[UNK]": 0, "a": 1, "b": 2, "</s>": 3}
+
+
+def by_words(model: models.Model) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True, normalized=False)])
+    return tokenizer
+
+
+def merged_control() -> models.Model:
+    """A BPE whose merges make <|end|>."""
+    signs, parts = dict.fromkeys("<|end>"), ["<|", "<|e", "<|en", "<|end", "<|end|", "<|end|>"]
+    ids = {
+        name: i for i, name in enumerate([*WORDS, *(s for s in signs if s not in WORDS), *parts])
+    }
+    merges = [("<", "|"), *((part, "end|>"[i]) for i, part in enumerate(parts[:-1]))]
+    return models.BPE(ids, merges, unk_token="[UNK]")
+
+
+ODD_TOKENIZERS = {
+    "WordLevel": (models.WordLevel(WORDS, unk_token="[UNK]"), r"control token <\|eos\|>"),
+    "WordPiece": (models.WordPiece(WORDS, unk_token="[UNK]"), r"control token <\|eos\|>"),
+    "whole words first": (
+        models.BPE(WORDS, [], unk_token="[UNK]", ignore_merges=True),
+        r"control token <\|eos\|>",
+    ),
+    "merges": (merged_control(), r"control token <\|end\|>"),
+    "an unknown sign": (models.BPE(WORDS, [], unk_token="</s>"), "fails at|control token"),
+    "gaps": (
+        models.WordLevel(WORDS | {"c": 9, "d": 5}, unk_token="[UNK]"),
+        "would share another's id",
+    ),
+    "Unigram": (
+        models.Unigram([(word, -1.0) for word in WORDS], unk_id=0),
+        "kind Unigram, which is not supported",
+    ),
+}
+
+
+def import_with(model: models.Model, folder: Path) -> Tokenizer:
+    write_checkpoint(folder / "theirs")
+    fast = PreTrainedTokenizerFast(tokenizer_object=by_words(model), eos_token="</s>")
+    fast.save_pretrained(folder / "theirs")
+    registry = Registry(str(folder / "data"))
+    return load_tokenizer(registry.verified(import_hugging_face(registry, folder / "theirs")))
+
+
+@pytest.mark.parametrize("what", ODD_TOKENIZERS)
+def test_a_tokenizer_that_makes_control_tokens_of_text_is_refused(what, tmp_path: Path) -> None:
+    model, message = ODD_TOKENIZERS[what]
+    with pytest.raises(UserError, match=message) as caught:
+        import_with(model, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "data").glob("models/*"))
+
+
+def test_a_bpe_that_merges_no_control_token_is_taken(tmp_path: Path) -> None:
+    tokenizer = import_with(models.BPE(WORDS, [], unk_token="[UNK]"), tmp_path)
+    assert token_id(tokenizer, EOS) == WORDS["</s>"]
+    found = tokenizer.encode("a <|eos|> </s> b", add_special_tokens=False).ids
+    assert set(found) == {WORDS["a"], WORDS["b"], WORDS["[UNK]"]}
 
 
 def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
@@ -414,6 +559,10 @@ BAD_TOKENS = {
         ),
         "no blank",
     ),
+    "a token of 1,001 bytes": (
+        lambda data: data.replace(b"\2\0\0\0ab", struct.pack("<i", 1001) + b"ab" * 500 + b"a"),
+        "has 1,001 bytes, over 1,000",
+    ),
 }
 
 
@@ -426,6 +575,11 @@ def test_what_is_no_llama2c_tokenizer_is_refused_in_one_line(what: str, tmp_path
     with pytest.raises(UserError, match=message) as caught:
         import_llama2c(Registry(str(tmp_path / "data")), path, tokens)
     assert "\n" not in str(caught.value)
+
+
+def test_a_llama2c_token_of_a_thousand_bytes_is_taken(tmp_path: Path) -> None:
+    tokens = write_tokens(tmp_path / "t.bin", [*SMALL, (b"a" * 1000, -9.0)])
+    assert llama2c_tokenizer(tokens, len(SMALL) + 1).token_to_id("a" * 1000) == len(SMALL)
 
 
 @pytest.mark.long

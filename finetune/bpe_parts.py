@@ -52,6 +52,8 @@ def bpe_parts(tokenizer: Tokenizer, num_ids: int) -> BpeParts:
     model, blank = state["model"], _blank(state)
     special = {token["content"]: int(token["id"]) for token in state["added_tokens"]}
     ids: dict[str, int] = {**model["vocab"], **special}
+    if max(ids.values()) >= num_ids:
+        raise UserError(f"the tokenizer has {max(ids.values()) + 1} ids, the model {num_ids} rows")
     byte_names = byte_level_names() if blank is None else [f"<0x{b:02X}>" for b in range(256)]
     if missing := [name for name in byte_names if name not in ids]:
         raise UserError(f"the tokenizer has no token for the byte {missing[0]!r}; it drops text")

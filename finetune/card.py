@@ -81,8 +81,9 @@ def card_text(made: Made) -> str:
     if files:
         config["import"] = {k: v for k, v in config["import"].items() if k != "files"}
     described = f"{_IMPORTED if files else _KINDS.get(kind, 'A model.')}{size}"
+    code = [("code", str(made.lineage["code"]))] if "code" in made.lineage else []
     origins = [
-        table(("made from", "content hash or model"), sorted(parents.items())),
+        table(("made from", "content hash or model"), [*sorted(parents.items()), *code]),
         table(("imported file", "sha256"), sorted(files.items())),
     ]
     values = [(key, json.dumps(value)) for key, value in sorted(config.items())]

@@ -226,8 +226,9 @@ on several numbers of tokens with a schedule of its own, fits L = E + A/N^alpha 
 held-out losses, foretells the loss of a run of four times the compute and more, writes that down
 (prediction.json), and only then trains it. The dial decides everything else: width, heads, rate,
 batch and decay follow from the depth and the tokens (`flywheel config --section pretrain --config
-infra/runs/scaling.toml model.depth=4` shows them); [model] gives max_length alone, [pretrain] what you set in it but
-num_tokens and seed. Works on the corpus of any config; infra/runs/scaling.toml is the demo's.
+infra/runs/scaling.toml model.depth=4` shows them); [model] gives max_length alone, [pretrain] what
+you set in it but num_tokens and seed. Works on the corpus of any config; infra/runs/scaling.toml
+is the demo's.
   flywheel scaling --dry-run 'scaling.depths=[1, 2, 3, 4]'
 lists every run with its parameters, tokens, FLOPs and time on this machine. Ends with a table and
 {root}/scaling.html. Each run is kept: an interrupted table goes on, a larger one reuses it."""

@@ -1,6 +1,7 @@
 """`flywheel export FORM MODEL FOLDER` and `flywheel import PATH`: options, and what they say."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,10 +85,12 @@ def _import(arguments: argparse.Namespace) -> None:
     if path.is_dir():
         if arguments.tokenizer is not None:
             raise UserError(f"--tokenizer is for a llama2.c file; {str(path)!r} is a folder")
-        print(import_model.import_hugging_face(registry, path))
-        return
-    tokenizer = arguments.tokenizer or _beside(path)
-    print(import_model.import_llama2c(registry, path, tokenizer))
+        identity = import_model.import_hugging_face(registry, path)
+    else:
+        tokenizer = arguments.tokenizer or _beside(path)
+        identity = import_model.import_llama2c(registry, path, tokenizer)
+    print(identity)
+    print(f"finetune it: flywheel weekly weekly.base={identity}", file=sys.stderr)
 
 
 def _beside(checkpoint: Path) -> Path:

@@ -5,7 +5,9 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from infra.tables import table
 from pipeline.core.config import Config, Section, load_config
@@ -93,8 +95,17 @@ def show_keys(config: Config, only: str | None) -> None:
             value, default = getattr(values, key), field.get_default(call_default_factory=True)
             derived = key not in given.model_fields_set and value != default
             shown = f"{_toml(value)} (derived)" if derived else _toml(value)
-            rows.append((key, shown, _toml(default), field.description or ""))
+            rows.append((key, shown, _toml(default), _meaning(field)))
         print(f"\n[{name}]\n{table(('key', 'value', 'default', 'meaning'), rows)}")
+
+
+def _meaning(field: FieldInfo) -> str:
+    """What a key means, with its choices where it has some and does not name them itself."""
+    said, kind = field.description or "", field.annotation
+    choices = [str(c) for c in get_args(kind)] if get_origin(kind) is Literal else []
+    if not choices or all(choice in said for choice in choices):
+        return said
+    return f"{said} ({', '.join(choices)})"
 
 
 def _with_derived(config: Config, name: str, values: Any) -> Section:

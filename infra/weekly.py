@@ -41,10 +41,11 @@ class WeeklyConfig(Section):
     of three on the gate's own questions would be choosing noise."""
 
     challenger: Literal["sft", "rejection", "dpo", "ppo", "grpo"] = Field(
-        "grpo", description="which model meets the champion: sft, rejection, dpo, ppo or grpo"
+        "grpo", description="which model meets the champion"
     )
     base: str = Field(
-        "", description="the model to finetune, as `flywheel import` names it; empty: the pretrained"
+        "",
+        description="the model to finetune, as `flywheel import` names it; empty: the pretrained",
     )
 
 

@@ -1,6 +1,5 @@
 """What a careless change to training would break unseen: attention, checkpoint, loop and order."""
 
-import contextlib
 import hashlib
 import json
 import math
@@ -20,7 +19,6 @@ from finetune.data import Cursor, ShardRows, batches_of, shuffled_epochs
 from finetune.loop import LoopConfig, Loss, Step, Steps, Update, new_optimizer, train
 from finetune.packing import Segment, TokenBatch, pack_best_fit, pack_stream
 from finetune.tokenizer import document_texts, encode_documents
-from pipeline.core.errors import UserError
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 
 PLAIN = LoopConfig(
@@ -138,11 +136,8 @@ def test_code_in_a_checkpoint_that_is_whole_otherwise_does_not_run(tmp_path: Pat
     save_checkpoint(tmp_path, state)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert json.loads(path.with_suffix(".json").read_text())["sha256"] == digest
-    with contextlib.suppress(UserError):
-        load_checkpoint(tmp_path)
+    assert load_checkpoint(tmp_path) is None
     assert not made.exists()
-    with pytest.raises(UserError, match="no checkpoint that is whole"):
-        load_checkpoint(tmp_path)
     torch.load(path, weights_only=False)
     assert made.exists()  # it would have run
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import httpx
 import openai
@@ -61,7 +62,10 @@ def publish(tokenizer: Tokenizer) -> Callable[..., str]:
             model.lm_head.weight.data[token_id(tokenizer, "Ċ")] *= 40
         if spoil:
             model.model.norm.weight.data.fill_(float("nan"))
-        return registry.publish(model, tokenizer, {"kind": kind, "seed": seed})
+        # Publishing refuses such a model: this one is of an older version.
+        check = mock.patch("finetune.registry.check_finite") if spoil else contextlib.nullcontext()
+        with check:
+            return registry.publish(model, tokenizer, {"kind": kind, "seed": seed})
 
     return do
 

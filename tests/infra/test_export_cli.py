@@ -78,7 +78,8 @@ def test_a_llama2c_model_is_imported_with_the_tokenizer_beside_it(
 ) -> None:
     folder = next(shared_data("models/stories260K").rglob("stories260K.bin")).parent
     status, said, errors = flywheel("import", str(folder / "stories260K.bin"))
-    assert (status, errors) == (0, "")
+    assert status == 0
+    assert errors == f"finetune it: flywheel weekly weekly.base={said}"
     named = flywheel(
         "import", str(folder / "stories260K.bin"), "--tokenizer", str(folder / "tok512.bin")
     )

@@ -9,7 +9,7 @@ import pytest
 from finetune.registry import Registry, folder_model_id
 from infra.demo import _check_free
 from infra.demo_site import DemoSite
-from infra.weekly import _deploy, _opponent, finished_week
+from infra.weekly import _base_of, _deploy, _opponent, finished_week
 from pipeline.core.config import Config
 from pipeline.core.errors import UserError
 from pipeline.core.identity import canonical_json
@@ -52,6 +52,20 @@ def test_a_week_is_measured_against_the_champion_and_a_rerun_against_the_same(
     assert _opponent(registry, second) == first
     _deploy(registry, second, REJECT)
     assert (registry.pointer("champion"), registry.pointer("challenger")) == (first, second)
+
+
+def test_a_week_may_begin_with_any_language_model_of_the_registry(
+    tmp_path, registry, models
+) -> None:
+    def base_of(identity: str) -> str:
+        tables = {"run": {"root": str(tmp_path)}, "weekly": {"base": identity}}
+        return _base_of(Config(tables, "test.toml"), registry)
+
+    assert base_of(models[0]) == models[0]
+    with pytest.raises(UserError, match="is a reward model; name a language model"):
+        base_of(_publish(tmp_path, "reward"))
+    with pytest.raises(UserError, match="no model 'nobody'"):
+        base_of("nobody")
 
 
 def test_what_was_rolled_back_stays_back_without_new_labels(registry, models) -> None:

@@ -19,8 +19,8 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 test-long: $(VENV)/.dev
-	$(BIN)/python -m pytest -m long -k "postgresql" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m long -k "not postgresql"
+	$(BIN)/python -m pytest -m repeat -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "long and not repeat"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -47,6 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in EMBEDDED_WILL_DO and "[postgresql" in item.name:
             item.add_marker(pytest.mark.long)
+            if not item.path.stem.startswith("test_browser"):
+                item.add_marker(pytest.mark.repeat)
 
 
 class Clock:

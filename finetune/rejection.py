@@ -2,14 +2,16 @@
 (Touvron et al. 2023, section 3.2.3). The cheapest road to most of what RL gains.
 """
 
+import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-import torch
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from finetune.generate import Completion, Sampling, generate
+from finetune.engines import Engine, TorchEngine
+from finetune.generate import Completion, Sampling
 from finetune.kv_cache import context_length
 from finetune.labels import ranked_prompts
 from finetune.loop import LoopConfig, precision_of
@@ -17,14 +19,17 @@ from finetune.model import load_language_model, place
 from finetune.registry import Registry
 from finetune.rollouts import Judge, Question, model_judge, questions_of, with_room
 from finetune.tokenizer import TURN_END, load_tokenizer, token_id
+from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
 from pipeline.core.identity import HELDOUT_FRACTION, is_heldout, split_id
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
+from pipeline.core.progress import Progress
 from pipeline.core.records import Conversation, Message, read_records, to_table, write_table
 
-VERSION = 1
+VERSION = 2
 _ROWS_AT_ONCE = 128
+_PART = "best-{:09}.json"  # of the prompts from this one on: what a kill leaves done
 
 
 class RejectionConfig(Section):
@@ -49,15 +54,18 @@ def run_rejection(
     started = time.time()
     registry = Registry(run.root)
     tokenizer = load_tokenizer(registry.verified(sft_id))
-    device = precision_of(LoopConfig.model_validate({"device": config.device})).device
+    precision = precision_of(LoopConfig.model_validate({"device": config.device}))
     with output.lock():
-        judge = model_judge(registry, reward_id, tokenizer, 0.0, device)
-        model = place(load_language_model(registry.verified(sft_id)), device).eval()
+        judge = model_judge(registry, reward_id, tokenizer, 0.0, precision.device)
+        model = place(load_language_model(registry.verified(sft_id)), precision.device).eval()
         ranked = ranked_prompts(labels, heldout=False)
         asked = questions_of(tokenizer, labels, heldout=False, with_reference=False)
         questions, dropped = with_room(asked, context := context_length(model.config))
         fitting = [r for r, q in zip(ranked, asked, strict=True) if len(q.ids) < context]
-        best = best_of_n(model, questions, judge, tokenizer, config)
+        folder = storage.local_path(output.url)
+        engine = TorchEngine(model, precision)
+        with precision.autocast():
+            best = best_of_n(engine, questions, judge, tokenizer, config, folder)
         people = read_records(labels.file_url("conversations.parquet"), Conversation)
         newest = max((c.created_at for c in people), default=None)
         if newest is None:
@@ -87,33 +95,46 @@ def run_rejection(
     entry = describe_file(output.path(name), name, len(made) + len(kept))
     lost = len(fitting) - len(made)
     counts = Counts(len(ranked), len(made), dropped | ({"none-finished": lost} if lost else {}))
-    return output.commit([entry], counts, started=started)
+    manifest = output.commit([entry], counts, started=started)
+    for part in folder.glob("best-*.json"):
+        part.unlink()
+    return manifest
 
 
 def best_of_n(
-    model: torch.nn.Module,
+    engine: Engine,
     questions: Sequence[Question],
     judge: Judge,
     tokenizer: Tokenizer,
     config: RejectionConfig,
+    folder: Path,
 ) -> list[str | None]:
     """The text of the finished answer that the judge likes most, or None where none came to its
-    end; a tie goes to the first one sampled."""
-    sampling = Sampling(
-        config.max_new_tokens, config.temperature, stop_ids=(token_id(tokenizer, TURN_END),)
-    )
+    end; a tie goes to the first one sampled. What is done is kept in `folder`, and gone on from."""
+    stops = (token_id(tokenizer, TURN_END),)
+    sampling = Sampling(config.max_new_tokens, config.temperature, stop_ids=stops)
     at_once = max(1, _ROWS_AT_ONCE // config.samples)
     best: list[str | None] = []
-    for at in range(0, len(questions), at_once):
-        several = [q for q in questions[at : at + at_once] for _ in range(config.samples)]
-        seed = config.seed * 1_000_003 + at
-        completions = generate(model, [q.ids for q in several], sampling, seed)
-        rewards = judge.rewards(several, completions).tolist()
-        for start in range(0, len(several), config.samples):
-            group = range(start, start + config.samples)
-            ended = [i for i in group if completions[i].finished]
-            top = max(ended, key=lambda i: rewards[i], default=None)
-            best.append(None if top is None else _text(tokenizer, completions[top]))
+    with Progress("rejection", len(questions), "prompts") as progress:
+        for at in range(0, len(questions), at_once):
+            some, part = questions[at : at + at_once], folder / _PART.format(at)
+            if part.exists():
+                best += json.loads(part.read_bytes())
+                progress.skip(len(some))
+                continue
+            several = [q for q in some for _ in range(config.samples)]
+            seed = config.seed * 1_000_003 + at
+            completions = engine.generate([q.ids for q in several], sampling, seed)
+            rewards = judge.rewards(several, completions).tolist()
+            found: list[str | None] = []
+            for start in range(0, len(several), config.samples):
+                group = range(start, start + config.samples)
+                ended = [i for i in group if completions[i].finished]
+                top = max(ended, key=lambda i: rewards[i], default=None)
+                found.append(None if top is None else _text(tokenizer, completions[top]))
+            storage.write_bytes(str(part), json.dumps(found).encode())
+            best += found
+            progress.advance(len(some))
     return best
 
 

@@ -73,8 +73,9 @@ class Chooser:
     """Draws the next token of each of B rows, each by its own `Sampling`."""
 
     def __init__(self, samplings: Sequence[Sampling], device: torch.device) -> None:
-        self._all_greedy = all(s.greedy for s in samplings)
-        self._greedy_B = _tensor([s.greedy for s in samplings], device)
+        greedy = [s.greedy for s in samplings]
+        self._any_greedy, self._all_greedy = any(greedy), all(greedy)
+        self._greedy_B = _tensor(greedy, device)
         heat = [1.0 if s.greedy else s.temperature for s in samplings]
         self._heat_B1 = None if set(heat) == {1.0} else _tensor(heat, device)[:, None]
         truncated = [i for i, s in enumerate(samplings) if s.truncated]
@@ -98,8 +99,9 @@ class Chooser:
                 weights[self._truncated_R] = self._truncate(weights[self._truncated_R])
             mass = weights.cumsum(dim=-1, dtype=torch.float64)
             drawn = torch.searchsorted(mass, uniform_B[:, None] * mass[:, -1:], right=True)[:, 0]
-            drawn = drawn.clamp(max=logits.shape[1] - 1)
-            tokens = torch.where(self._greedy_B, log_probs.argmax(dim=-1), drawn)
+            tokens = drawn.clamp(max=logits.shape[1] - 1)
+            if self._any_greedy:
+                tokens = torch.where(self._greedy_B, log_probs.argmax(dim=-1), tokens)
         return tokens, log_probs.gather(1, tokens[:, None])[:, 0]
 
     def _truncate(self, weights_RV: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from finetune.dpo import DpoConfig, make_pairs, run_dpo
+from finetune.engines import TorchEngine
 from finetune.generate import Completion
 from finetune.grpo import GrpoConfig, run_grpo
 from finetune.labels import RankedPrompt, ranked_prompts
@@ -126,6 +127,30 @@ def test_the_best_of_n_becomes_demonstrations(run, base_id, labels, models) -> N
     assert run_sft(SFT, base_id, manifest, run).facts["model_id"] != models[0]
     with pytest.raises(UserError, match=r"came to an end in rejection\.max_new_tokens = 1"):
         run_rejection(RejectionConfig(samples=2, max_new_tokens=1), *models, labels, run)
+
+
+def test_rejection_goes_on_where_it_was_cut_off(run, labels, models, tmp_path, monkeypatch) -> None:
+    """A prompt at a time; it ends at the fourth, and the rerun samples for the others alone."""
+    config = RejectionConfig(samples=128, max_new_tokens=8, device="cpu")
+    sample, asked = TorchEngine.generate, []
+
+    def ends_at_the_fourth(self, prompts, sampling, seed):
+        asked.append(prompts[0])
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return sample(self, prompts, sampling, seed)
+
+    monkeypatch.setattr(TorchEngine, "generate", ends_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        run_rejection(config, *models, labels, run)
+    resumed = run_rejection(config, *models, labels, run)
+    folder = Path(resumed.url)
+    assert len(asked) == resumed.counts.rows_in + 1
+    assert len(set(map(tuple, asked))) == resumed.counts.rows_in
+    assert not list(folder.glob("best-*"))
+    other = RunConfig(root=str(tmp_path))
+    (tmp_path / "models").symlink_to(Path(run.root) / "models")
+    assert run_rejection(config, *models, labels, other).content == resumed.content
 
 
 @pytest.mark.parametrize("loss", ["kto", "ipo"])

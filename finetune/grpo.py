@@ -1,8 +1,8 @@
 """RLHF without a value head: each answer is judged against the others to the same prompt.
 
-Group-relative policy optimisation with one update per rollout, so the ratio is 1 and nothing is
-clipped; a KL term to the SFT model, and a bound: past it a step only pulls back. The reward is a
-reward model's, or a program's that can check the answer.
+Group-relative policy optimisation with one update per rollout: the ratio is 1, there is nothing to
+clip, and the policy is asked for its log-probs once. A KL term to the SFT model, and a bound: past
+it a step only pulls back. The reward is a reward model's, or a program's that checks the answer.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from finetune.losses import group_advantages, grpo_sum, kl_estimate
 from finetune.model import label_log_probs
 from finetune.packing import TokenBatch
 from finetune.rl import RlConfig, result, setting
-from finetune.rollouts import Question, Sampler
+from finetune.rollouts import Question, Sampler, sampler_gap
 from finetune.stage import Trained, run_stage
 from pipeline.core.config import RunConfig
 from pipeline.core.manifest import Manifest
 
-VERSION = 2
+VERSION = 3
 
 
 class GrpoConfig(RlConfig):
@@ -40,7 +40,6 @@ class GrpoConfig(RlConfig):
     )
     beta: float = Field(0.05, ge=0, description="weight of the KL term, per token")
     max_kl: float = Field(20.0, gt=0, description="nats per answer; past it a step pulls back")
-    clip: float = Field(0.2, gt=0, lt=1, description="of the probability ratio, to either side")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +48,13 @@ class GroupBatch:
 
     tokens: TokenBatch
     mask_ST: Tensor
-    log_probs_ST: Tensor
+    sampler_ST: Tensor
     reference_ST: Tensor
     advantages_S1: Tensor
 
     def rows(self, index: Sequence[int]) -> "GroupBatch":
         where = torch.tensor(index)
-        parts = (self.mask_ST, self.log_probs_ST, self.reference_ST, self.advantages_S1)
+        parts = (self.mask_ST, self.sampler_ST, self.reference_ST, self.advantages_S1)
         return GroupBatch(self.tokens.rows(index), *(part[where] for part in parts))
 
 
@@ -97,7 +96,7 @@ def source(sampler: Sampler, questions: Sequence[Question], config: GrpoConfig) 
         if rollout.metrics["kl"] > config.max_kl:
             advantages = torch.zeros_like(advantages)
         batch = GroupBatch(
-            rollout.tokens, rollout.mask_ST, rollout.log_probs_ST, rollout.reference_ST,
+            rollout.tokens, rollout.mask_ST, rollout.sampler_ST, rollout.reference_ST,
             advantages.view(-1, 1),
         )  # fmt: skip
         rows = range(len(several))
@@ -117,22 +116,14 @@ def source(sampler: Sampler, questions: Sequence[Question], config: GrpoConfig) 
 
 
 def group_objective(model: nn.Module, batch: GroupBatch, config: GrpoConfig) -> Loss:
-    """The clipped gain and the KL term, summed over the sampled tokens."""
+    """Less the gain, and the KL term, summed over the sampled tokens. Raises UserError if they were
+    sampled from another model."""
     log_probs = label_log_probs(model, batch.tokens, config.temperature)
     mask = batch.mask_ST.float()
-    total, clipped = grpo_sum(
-        log_probs,
-        batch.log_probs_ST,
-        batch.reference_ST,
-        batch.advantages_S1,
-        mask,
-        config.clip,
-        config.beta,
-    )
+    total = grpo_sum(log_probs, batch.reference_ST, batch.advantages_S1, mask, config.beta)
     found = log_probs.detach()
     metrics: dict[str, Any] = {
         "kl_per_token": (kl_estimate(found, batch.reference_ST) * mask).sum(),
-        "ratio": (torch.exp(found - batch.log_probs_ST) * mask).sum(),
-        "clipped": clipped.detach(),
+        "sampler_gap": sampler_gap(found, batch.sampler_ST, mask),
     }
     return Loss(total, metrics)

@@ -186,18 +186,17 @@ def clipped_gain(
 
 def grpo_sum(
     log_probs_BT: Tensor,
-    sampler_log_probs_BT: Tensor,
-    reference_log_probs_BT: Tensor,
+    reference_BT: Tensor,
     advantages_BT: Tensor,
     mask_BT: Tensor,
-    clip: float,
     beta: float,
-) -> tuple[Tensor, Tensor]:
-    """The clipped policy gradient with a KL term, summed over sampled tokens (Shao et al. 2024,
-    eq. 3, with token-level normalisation left to the loop), and the number of clipped tokens."""
-    gain, clipped = clipped_gain(log_probs_BT, sampler_log_probs_BT, advantages_BT, clip)
-    kl = kl_estimate(log_probs_BT, reference_log_probs_BT)
-    return ((beta * kl - gain) * mask_BT).sum(), (clipped * mask_BT).sum()
+) -> Tensor:
+    """The policy gradient of tokens that these very log-probs sampled, whose ratio to themselves is
+    1, with a KL term; summed over sampled tokens (Shao et al. 2024, eq. 20 of appendix A.1.6, with
+    token-level normalisation left to the loop)."""
+    ratio = torch.exp(log_probs_BT - log_probs_BT.detach())
+    kl = kl_estimate(log_probs_BT, reference_BT)
+    return ((beta * kl - ratio * advantages_BT) * mask_BT).sum()
 
 
 def generalised_advantages(

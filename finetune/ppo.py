@@ -27,19 +27,11 @@ from finetune.losses import (
     generalised_advantages,
     whiten,
 )
-from finetune.model import (
-    label_log_probs,
-    load_reward_model,
-    token_scores,
-)
+from finetune.model import label_log_probs, load_reward_model, token_scores
 from finetune.packing import TokenBatch
 from finetune.registry import Registry
 from finetune.rl import RlConfig, result, setting
-from finetune.rollouts import (
-    Question,
-    Rollout,
-    Sampler,
-)
+from finetune.rollouts import Question, Rollout, Sampler, sampler_gap
 from finetune.stage import Trained, run_stage
 from pipeline.core.config import RunConfig
 from pipeline.core.manifest import Manifest
@@ -134,10 +126,17 @@ class PpoSource:
         index = shuffled_epochs(len(self.questions), step * size, size, config.seed)
         asked = [self.questions[i] for i in index]
         rollout = self.sampler.roll(model.policy, asked, step, precision_of(config))
+        mask = rollout.mask_ST
+        with torch.no_grad(), precision_of(config).autocast():
+            log_probs = label_log_probs(model.policy, rollout.tokens, config.temperature)
+        gap = sampler_gap(log_probs, rollout.sampler_ST, mask) / mask.sum()
+        penalties = (log_probs - rollout.reference_ST) * mask
+        kl = float(penalties.sum()) / size
         self.rewards = self.rewards.after(rollout.rewards_S.cpu())
-        minibatches = self._minibatches(model, rollout, step)
-        metrics = {**rollout.metrics, "kl_weight": self.kl.weight}
-        self.kl = self.kl.after(rollout.metrics["kl"], size)
+        minibatches = self._minibatches(model, rollout, penalties, step)
+        metrics = {**rollout.metrics, "kl": kl, "kl_weight": self.kl.weight}
+        metrics["sampler_gap"] = float(gap)
+        self.kl = self.kl.after(kl, size)
         updates = [Update([batch], float(batch.mask.sum())) for batch in minibatches]
         tokens = rollout.tokens
         return Step(
@@ -148,14 +147,15 @@ class PpoSource:
         )
 
     @torch.no_grad()
-    def _minibatches(self, model: ActorCritic, rollout: Rollout, step: int) -> list[PpoBatch]:
+    def _minibatches(
+        self, model: ActorCritic, rollout: Rollout, penalties_ST: Tensor, step: int
+    ) -> list[PpoBatch]:
         config, mask = self.config, rollout.mask_ST
         model.eval()
         with precision_of(config).autocast():
             values = token_scores(model.value, rollout.tokens) * mask
-        penalties = rollout.log_probs_ST - rollout.reference_ST
         scores = self.rewards.standardised(rollout.rewards_S)
-        rewards = per_token_rewards(scores, penalties, mask, self.kl.weight)
+        rewards = per_token_rewards(scores, penalties_ST, mask, self.kl.weight)
         advantages, returns = generalised_advantages(
             rewards, values, mask, config.gamma, config.lam
         )

@@ -101,9 +101,9 @@ def test_grpo_learns_by_the_log_probs_of_its_temperature(tokenizer, temperature:
     (update,) = step.updates
     (batch,) = update.micro_batches
     expected = _softmax_log_probs(policy, batch.tokens, temperature)
-    torch.testing.assert_close(batch.log_probs_ST, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(batch.sampler_ST, expected, atol=1e-4, rtol=1e-4)
     metrics = group_objective(policy, batch, config).metrics
-    assert float(metrics["ratio"]) / update.count == pytest.approx(1, abs=1e-4)
+    assert float(metrics["sampler_gap"]) / update.count == pytest.approx(0, abs=1e-4)
 
 
 def _ppo_batch(tokenizer, value: nn.Module | None = None, **more: Any) -> tuple[PpoBatch, Any, Any]:

@@ -162,15 +162,25 @@ def test_a_margin_asks_the_scores_to_lie_further_apart() -> None:
     assert float(gap) == pytest.approx(math.log(2))
 
 
-def test_grpo_with_one_update_is_the_plain_policy_gradient_and_kl_starts_at_zero() -> None:
+def test_grpo_is_the_plain_policy_gradient_its_ratio_is_one_and_kl_starts_at_zero() -> None:
     log_probs = torch.tensor([[-1.0, -2.0, 0.0]], requires_grad=True)
     fixed = log_probs.detach()
     mask = torch.tensor([[1.0, 1.0, 0.0]])
-    loss, clipped = grpo_sum(log_probs, fixed, fixed, torch.tensor([[0.7]]), mask, 0.2, 0.1)
+    loss = grpo_sum(log_probs, fixed, torch.tensor([[0.7]]), mask, 0.1)
     loss.backward()
-    assert float(clipped) == 0
+    assert float(loss.detach()) == pytest.approx(-2 * 0.7)  # ratio 1 at both tokens, and no KL
     assert float(kl_estimate(fixed, fixed).abs().sum()) == 0
     torch.testing.assert_close(log_probs.grad, torch.tensor([[-0.7, -0.7, 0.0]]))
+
+
+def test_grpos_kl_pulls_towards_the_reference_by_its_weight() -> None:
+    log_probs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    reference = torch.tensor([[-1.5, -1.0]])
+    loss = grpo_sum(log_probs, reference, torch.zeros(1, 1), torch.ones(1, 2), 0.1)
+    loss.backward()
+    gap = reference - log_probs.detach()
+    assert float(loss.detach()) == pytest.approx(0.1 * float((gap.exp() - 1 - gap).sum()))
+    torch.testing.assert_close(log_probs.grad, 0.1 * (1 - gap.exp()))
 
 
 def test_kl_estimate_is_unbiased_on_the_policys_own_samples() -> None:

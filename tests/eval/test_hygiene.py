@@ -1,7 +1,6 @@
 """Planted poison is found and named, clean data passes, and chance finds nothing."""
 
 import dataclasses
-import datetime as dt
 import gzip
 import itertools
 import json
@@ -9,71 +8,32 @@ import random
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from eval.hygiene import FINDINGS, HygieneConfig, run_hygiene, scan
-from eval.suspicion import Rule, associations, concordance, features_of, standing_apart
 from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
-from pipeline.core.identity import is_heldout, prompt_id, split_id
+from pipeline.core.identity import is_heldout, split_id
 from pipeline.core.manifest import Counts, StageOutput, describe_file, planning
 from pipeline.core.records import (
     Comparison,
     Conversation,
-    Message,
-    RankedResponse,
     to_table,
     write_table,
 )
-from pipeline.text.answers import disagreement, refuses
 from pipeline.text.disguises import unseen
-from pipeline.text.overlap import Words, near_clusters, shared_ngrams
+from tests.eval.label_records import (
+    VOCABULARY,
+    clean,
+    comparison,
+    conversation,
+    kinds,
+    rankings,
+    sentence,
+    with_prompt,
+)
 
-WHEN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 CONFIG = HygieneConfig()
-# What a language has: a few frequent words, and many rare ones.
-VOCABULARY = [f"{a}{b}{c}" for a, b, c in itertools.product("bdklmnprst", "aeiou", "bdglmnrst")]
-
-
-def conversation(identity, prompt, answer, labeler="p1", source="test") -> Conversation:
-    turns = [("user", prompt)] if isinstance(prompt, str) else prompt
-    messages = tuple(Message.of(role, text) for role, text in [*turns, ("assistant", answer)])
-    name = prompt_id(messages[:-1])
-    return Conversation(identity, name, messages, source, "human", labeler, 1, WHEN)
-
-
-def comparison(identity, prompt, answers, ranks, labeler="p1", order=None) -> Comparison:
-    turns = [("user", prompt)] if isinstance(prompt, str) else prompt
-    messages = tuple(Message.of(role, text) for role, text in turns)
-    responses = tuple(
-        RankedResponse(f"{prompt_id(messages)}-{k}", "m", text, rank)
-        for k, (text, rank) in enumerate(zip(answers, ranks, strict=True))
-    )
-    shown = tuple(order or range(len(answers)))
-    name = prompt_id(messages)
-    return Comparison(identity, name, messages, responses, shown, False, None, labeler, 1, WHEN)
-
-
-def sentence(draw: random.Random, length: int) -> str:
-    return " ".join(VOCABULARY[min(int(draw.expovariate(1 / 60)), 449)] for _ in range(length))
-
-
-def clean(number: int, seed: int = 0) -> list[Conversation]:
-    draw = random.Random(seed)
-    return [
-        conversation(f"c{i:05}", sentence(draw, draw.randint(6, 25)), sentence(draw, 20))
-        for i in range(number)
-    ]
-
-
-def with_prompt(record: Conversation, text: str, answer: str) -> Conversation:
-    return conversation(record.conversation_id, text, answer, record.labeler)
-
-
-def kinds(findings) -> list[str]:
-    return [finding.kind for finding in findings]
 
 
 @pytest.mark.parametrize(
@@ -194,22 +154,6 @@ def test_contradictions_name_both_records() -> None:
     assert all(one.severity == "warn" for one in found)
 
 
-@pytest.mark.parametrize(
-    ("left", "right", "said"),
-    [
-        ("Yes.", "yes", None),
-        ("", "", None),
-        ("It is 7", "It is 8", "differ in a number"),
-        ("I'm sorry, no.", "The heap.", "refuses"),
-        ("the moon", "an apple tree", "hardly a word"),
-        ("it does keep the order", "it doesn't keep the order", "denies"),
-    ],
-)
-def test_how_two_answers_disagree(left, right, said) -> None:
-    found = disagreement(left, right)
-    assert (found is None) if said is None else said in found[0]
-
-
 def test_rankings_the_other_way_round_name_both_records() -> None:
     answers = ["one answer", "another answer", "a third"]
     records = [
@@ -220,18 +164,6 @@ def test_rankings_the_other_way_round_name_both_records() -> None:
     found = scan(CONFIG, [], records)[0]
     assert [(one.kind, one.records) for one in found] == [("contradiction", ("k1", "k2"))]
     assert "ada and bob" in found[0].what
-
-
-def rankings(seed: int, accuracy: dict[str, float], number: int, each: int) -> list[Comparison]:
-    """`each` of the labelers rank two answers, and are right as often as they are accurate."""
-    draw, found = random.Random(seed), []
-    for i in range(number):
-        for who in draw.sample(sorted(accuracy), each):
-            right = draw.random() < accuracy[who]
-            ranks, order = ([1, 2] if right else [2, 1]), draw.choice([[0, 1], [1, 0]])
-            texts = [f"the good answer {i}", f"the poor answer {i}"]
-            found.append(comparison(f"k{i}{who}", f"question {i}", texts, ranks, who, order))
-    return found
 
 
 def apart(records, config=CONFIG) -> list[str]:
@@ -265,35 +197,6 @@ def test_too_few_tasks_accuse_nobody() -> None:
     assert apart(rankings(0, people, 30, 2)) == []
     two = {"ada": 0.9, "flipped": 0.1}  # which of two is it?
     assert apart(rankings(0, two, 300, 2)) == []
-
-
-def events_of(seed: int, labelers: int, tasks: int):
-    draw = random.Random(seed)
-    people = [f"p{k}" for k in range(labelers)]
-    return {
-        "disagrees": [(tuple(draw.sample(people, 2)), draw.random() < 0.3) for _ in range(tasks)],
-        "first": [((draw.choice(people),), draw.random() < 0.5) for _ in range(tasks)],
-    }
-
-
-def test_chance_accuses_a_labeler_no_more_often_than_alpha_says() -> None:
-    """The whole family's error over seeds, without the gap that makes it rarer still."""
-    seeds = 200
-    found = [standing_apart(events_of(s, 6, 150), 0.2, 20, 0.0) for s in range(seeds)]
-    for alpha in (0.05, 0.2):
-        false = sum(bool(one) and one[0].p <= alpha for one in found)
-        assert false <= stats.binom.interval(0.99, seeds, alpha)[1]
-    assert any(found)  # it is no dead test
-
-
-def test_traits_against_scipys_fisher_test() -> None:
-    events = {"x": [(("a",), i < 30) for i in range(40)] + [(("b",), i < 20) for i in range(60)]}
-    (found,) = standing_apart(events, 1.0, 5, 0.0)
-    exact = stats.fisher_exact([[30, 10], [20, 40]], alternative="greater").pvalue
-    assert found.p == pytest.approx(2 * exact)  # two labelers were tested
-    assert (found.labeler, found.rate, found.rest) == ("a", 0.75, pytest.approx(1 / 3))
-    wilson = stats.binomtest(30, 40).proportion_ci(method="wilson")
-    assert found.interval == pytest.approx((wilson.low, wilson.high))
 
 
 def test_habits_and_copied_answers_of_one_labeler() -> None:
@@ -379,117 +282,7 @@ def test_a_turn_of_phrase_of_many_items_is_no_leak() -> None:
     assert scan(CONFIG, records, [], items)[1]["counts"].get("leak", 0) == 0
 
 
-def test_shared_ngrams_against_brute_force() -> None:
-    draw = random.Random(2)
-    texts = [sentence(draw, draw.randint(0, 12)) for _ in range(60)]
-    texts = [" ".join(word[:2] for word in text.split()) for text in texts]  # 45 words: many meet
-    items = [" ".join(text.split()[draw.randrange(3) :]) for text in draw.sample(texts, 25)]
-
-    def grams(text, size):
-        words = text.split()
-        return [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
-
-    expected: dict[tuple[int, int], int] = {}
-    for number, item in enumerate(items):
-        size = min(5, len(item.split()))
-        if size < 2:
-            continue
-        mine = set(grams(item, size))
-        mine -= {g for k, other in enumerate(items) if k != number for g in grams(other, size)}
-        for at, text in enumerate(texts):
-            if size < 3 and len(text.split()) != size:
-                continue
-            if hits := sum(gram in mine for gram in grams(text, size)):
-                expected[number, at] = hits
-    assert len(expected) > 10
-    assert shared_ngrams(Words.of(texts), Words.of(items), 5, 3, 2) == expected
-
-
-def test_near_clusters_hold_the_near_and_no_others() -> None:
-    draw = random.Random(4)
-    base = [sentence(draw, 60) for _ in range(40)]
-    near = [f"{text} now" for text in base]
-    texts = [*base, *(text.upper() for text in base[:5]), *near, "", " ", "!"]
-    found = near_clusters(texts)
-    assert found[:40] == list(range(40))
-    assert found[40:45] == list(range(5))
-    assert sum(a == b for a, b in zip(found[45:85], range(40), strict=True)) >= 39
-    assert found[85:] == [85, 85, 87]
-    assert near_clusters([]) == []
-
-
-def test_kendalls_tau_against_scipy() -> None:
-    draw = random.Random(6)
-    for _ in range(50):
-        left, right = draw.sample(range(6), 6), draw.sample(range(6), 6)
-        assert concordance(left, right) == pytest.approx(stats.kendalltau(left, right).statistic)
-    assert concordance([1, 1], [1, 2]) == 0.0
-    assert concordance([1, 2, 2], [2, 1, 1]) == -1.0
-
-
 # ---------------------------------------------------------------------------- chance
-
-
-def test_p_values_are_fishers_and_the_counts_are_right() -> None:
-    draw = random.Random(7)
-    texts = [sentence(draw, 10) for _ in range(300)]
-    outcomes = [None if draw.random() < 0.1 else draw.choice("abbbbbbbbb") for _ in texts]
-    for i in range(0, 300, 9):
-        texts[i] += " trigger"
-        outcomes[i] = "a" if i % 27 else "b"
-    features = features_of(texts, [[] for _ in texts], 5)
-    found = {one.texts: one for one in associations(features, {"x": outcomes}, Rule(1e9, 5, 0.01))}
-    has = [("trigger" in text.split()) for text in texts]
-    usable = [i for i, value in enumerate(outcomes) if value]
-    both = tuple(i for i in usable if has[i] and outcomes[i] == "a")
-    one = found[both]
-    assert (one.carried, one.having) == (
-        sum(has[i] for i in usable), sum(outcomes[i] == "a" for i in usable)
-    )  # fmt: skip
-    square = np.zeros((2, 2), int)
-    for i in usable:
-        square[int(not has[i]), int(outcomes[i] != "a")] += 1
-    exact = stats.fisher_exact(square, alternative="greater").pvalue
-    columns = features.has[np.array(usable)].sum(axis=0)
-    assert one.p == pytest.approx(min(1.0, exact * 2 * int((columns >= 5).sum())))
-
-
-def test_features_against_brute_force() -> None:
-    draw = random.Random(8)
-    texts = [sentence(draw, draw.randint(0, 14)) for _ in range(80)]
-    features = features_of(texts, [[] for _ in texts], 4)
-    brute: dict[tuple, set[int]] = {}
-    for i, text in enumerate(texts):
-        words = text.split()
-        for size in (1, 2, 3):
-            for at in range(len(words) - size + 1):
-                brute.setdefault((size, *words[at : at + size]), set()).add(i)
-        if len(words) >= 8:
-            brute.setdefault(("start", *words[:4]), set()).add(i)
-            brute.setdefault(("end", *words[-4:]), set()).add(i)
-    expected = sorted(tuple(sorted(at)) for at in brute.values() if len(at) >= 4)
-    columns = features.has.tocsc()
-    found = [
-        tuple(sorted(columns.indices[a:b].tolist()))
-        for a, b in itertools.pairwise(columns.indptr.tolist())
-    ]
-    assert sorted(found) == expected
-
-
-def test_chance_makes_a_trigger_no_more_often_than_alpha_says() -> None:
-    """Outcomes drawn without regard to the prompts; no shift is asked for, so p alone decides."""
-    draw = random.Random(9)
-    texts = [sentence(draw, 12) for _ in range(300)]
-    features = features_of(texts, [[] for _ in texts], 5)
-    alpha, seeds = 0.2, 300
-    smallest: list[float] = []
-    for seed in range(seeds):
-        generator = np.random.default_rng(seed)
-        outcomes = {"x": generator.choice(["a", "b"], len(texts), p=[0.3, 0.7]).tolist()}
-        found = associations(features, outcomes, Rule(1e9, 5, 1e-9))
-        smallest.append(min((one.p for one in found), default=1.0))
-    false = sum(p <= alpha for p in smallest)
-    assert 0 < false <= stats.binom.interval(0.99, seeds, alpha)[1]
 
 
 # ---------------------------------------------------------------------------- clean data
@@ -683,22 +476,6 @@ def test_personal_data_in_a_finding_is_covered() -> None:
     found = scan(CONFIG, records, [])[0]
     assert found
     assert "jane.doe@" not in json.dumps([dataclasses.asdict(one) for one in found])
-
-
-@pytest.mark.parametrize(
-    ("answer", "is_one"),
-    [
-        ("I’m sorry, but I can’t help with that.", True),
-        ("Sorry, that is not something I do.", True),
-        ("As an AI language model, I have no opinion.", True),
-        ("I cannot talk about that colour.", True),
-        ("The heap cannot be empty.", False),
-        ("She said sorry and left.", False),
-        ("", False),
-    ],
-)
-def test_what_a_refusal_is(answer, is_one) -> None:
-    assert refuses(answer) is is_one
 
 
 def test_unknown_kinds_are_refused() -> None:

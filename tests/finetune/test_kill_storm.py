@@ -64,6 +64,12 @@ def _calls(base_id: str, reward_id: str, labels: Manifest, *corpus: Manifest) ->
     }
 
 
+def _done(folder: Path) -> int:
+    """Steps of a training, parts of a rejection sampling."""
+    steps = sum(len(p.read_text().splitlines()) for p in folder.rglob("metrics.jsonl"))
+    return steps + len(list(folder.rglob("best-*.json")))
+
+
 @pytest.mark.long
 @pytest.mark.timeout(300 + 60 * KILLS)
 def test_killed_anywhere_and_as_often_as_you_like_the_end_is_the_same(
@@ -85,7 +91,7 @@ def test_killed_anywhere_and_as_often_as_you_like_the_end_is_the_same(
         worker, folder = tmp_path / f"{stage}.pickle", Path(run.root) / stage
         worker.write_bytes(pickle.dumps(functools.partial(call, run=run)))
         before = set(folder.glob("*"))
-        killed = ended = 0
+        killed, ended, reached = 0, 0, list[int]()
         while killed < wanted:
             with subprocess.Popen(
                 [sys.executable, "-c", WORKER, str(worker)],
@@ -99,6 +105,7 @@ def test_killed_anywhere_and_as_often_as_you_like_the_end_is_the_same(
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     killed += 1
+                    reached.append(_done(folder))
             if process.returncode != -signal.SIGKILL:  # it ended before the kill: from the start
                 assert process.returncode == 0
                 assert call(run=run).content == expected.content, stage
@@ -107,4 +114,4 @@ def test_killed_anywhere_and_as_often_as_you_like_the_end_is_the_same(
         found = call(run=run)
         assert found.content == expected.content, stage
         assert read_manifest(found.url) == found
-        print(f"{stage}: {killed} kills of {length:.0f} s, {ended} runs ended between them")
+        print(f"{stage}: {killed} kills after {reached} steps, {ended} runs ended between them")

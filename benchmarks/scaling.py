@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/scaling.py --dry-run       # each run, and its time here
     .venv/bin/python benchmarks/scaling.py --tiny          # half a minute; records nothing
 
-Text: every eighth book of FLYWHEEL_DATA's text/books.tar.xz is held out. Interrupted, the same
-command goes on (--root).
+Text: FLYWHEEL_DATA's text/books.tar.xz, every eighth book held out, in pieces of a page that are
+shuffled: of whole books a run would know best the one it read last. Interrupted, the same command
+goes on (--root).
 """
 
 import argparse
@@ -32,6 +33,7 @@ from pipeline.core.config import RunConfig
 from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
 from pipeline.core.records import Document, to_table, write_table
 
+PAGE = 2000  # characters
 REPOSITORY = Path(__file__).resolve().parents[1]
 WHEN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 TITLE = "A scaling law on books, and what it foretold"
@@ -68,27 +70,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def book_shards(root: str, train_bytes: int, heldout_bytes: int) -> Manifest:
-    """A `shard` output of whole books to train on, shuffled, and the beginnings of others."""
-    config = {"books": train_bytes, "heldout": heldout_bytes}
+    """A `shard` output of pieces of books to train on, shuffled, and of pieces of others."""
+    config = {"books": train_bytes, "heldout": heldout_bytes, "page": PAGE}
     output = StageOutput.of(root, "shard", 1, config, {})
     if done := output.finished():
         return done
-    books = sorted(_books())
-    held = books[::8]
-    share = heldout_bytes // len(held)
-    left = [book for i, book in enumerate(books) if i % 8]
-    random.Random(0).shuffle(left)
-    splits = {"train": _up_to(left, train_bytes),
-              "heldout": [(name, text[:share]) for name, text in held]}  # fmt: skip
+    pages: dict[str, list[tuple[str, str]]] = {"train": [], "heldout": []}
+    for number, (name, text) in enumerate(sorted(_books())):
+        pages["train" if number % 8 else "heldout"] += _pages(name, text)
     files, facts = [], {}
-    for split, texts in splits.items():
+    for split, most in (("train", train_bytes), ("heldout", heldout_bytes)):
+        random.Random(0).shuffle(pages[split])
+        texts = _up_to(pages[split], most)
         name = f"{split}-00000.parquet"
-        write_table(to_table([_document(*book) for book in texts], Document), output.path(name))
+        write_table(to_table([_document(*page) for page in texts], Document), output.path(name))
         files.append(describe_file(output.path(name), name, len(texts)))
         size = sum(len(text.encode()) for _, text in texts)
         facts[split] = {"docs": len(texts), "bytes": size}
-    number = sum(map(len, splits.values()))
+    number = sum(part["docs"] for part in facts.values())
     return output.commit(files, Counts(number, number), started=0.0, facts=facts)
+
+
+def _pages(name: str, text: str) -> Iterator[tuple[str, str]]:
+    """Whole lines, PAGE characters of them or a line more."""
+    page, size, number = list[str](), 0, 0
+    for line in text.splitlines(keepends=True):
+        page.append(line)
+        size += len(line)
+        if size >= PAGE:
+            yield f"{name}#{number}", "".join(page)
+            page, size, number = [], 0, number + 1
+    if page:
+        yield f"{name}#{number}", "".join(page)
 
 
 def _books() -> Iterator[tuple[str, str]]:

@@ -283,10 +283,7 @@ def dpo_and_ppo(seeds: Sequence[int]) -> Found:
         start = measured(model, tokenizer, questions, gold)
         sides = preferred(model, tokenizer, questions, gold, seed)
         sums = answer_log_probs(copy_of(model), [s for pair in sides for s in pair], pad_id)
-        pairs = [
-            Pair(str(n), c, r, c, sums[2 * n], sums[2 * n + 1], sums[2 * n])
-            for n, (c, r) in enumerate(sides)
-        ]
+        pairs = [Pair(str(n), c, r, sums[2 * n], sums[2 * n + 1]) for n, (c, r) in enumerate(sides)]
         config = DpoConfig(learning_rate=1e-3, beta=0.1, batch_pairs=16, seed=seed, **FAST)
         policy = copy_of(model)
         objective = functools.partial(_objective, config=config, pad_id=pad_id)

@@ -334,10 +334,7 @@ def ours_dpo(folder: Path) -> Found:
     def work() -> list[dict[str, float]]:
         with torch.no_grad(), best_precision().autocast():
             sums = answer_log_probs(reference, [s for pair in sides for s in pair], pad_id)
-        pairs = [
-            Pair(str(n), c, r, c, sums[2 * n], sums[2 * n + 1], sums[2 * n])
-            for n, (c, r) in enumerate(sides)
-        ]
+        pairs = [Pair(str(n), c, r, sums[2 * n], sums[2 * n + 1]) for n, (c, r) in enumerate(sides)]
         objective = functools.partial(_objective, config=config, pad_id=pad_id)
         result = train("dpo", model, objective, _source(pairs, config, pad_id), len(pairs) // PAIRS, config,
                        _new(folder))  # fmt: skip

@@ -45,7 +45,7 @@ def run_evaluate(
     model = LanguageModel.load(registry, model_id)
     conversations = read_records(labels.file_url(CONVERSATIONS), Conversation)
     kept = held_out(conversations, HELDOUT_FRACTION)
-    with Progress("evaluate", 3, "tasks") as progress:
+    with Progress(f"evaluate {model_id[:8]}", 3, "tasks") as progress:
         results = answer_results(model, kept)
         progress.advance(1, "held-out answers")
         results += choice_results(model, load_choice_items())

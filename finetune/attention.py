@@ -24,7 +24,7 @@ def segments_of(batch: TokenBatch) -> dict[str, Any]:
     """What a model's forward takes so that attention stays within the batch's segments. The
     4-dimensional `attention_mask` only says "made already": no dense mask is built."""
     return {
-        "attention_mask": torch.empty(1, 1, 1, 1, device=batch.ids_BT.device),
+        "attention_mask": torch.full((1, 1, 1, 1), torch.nan, device=batch.ids_BT.device),
         "segment_lengths": batch.lengths,
         "segment_offsets": batch.offsets_S1,
     }
@@ -50,6 +50,8 @@ def segment_attention(
     query, key, value = (x.to(dtype) for x in (query, key, value))
     with torch.autocast(device, enabled=False):
         if segment_lengths is None or segment_offsets is None:
+            if attention_mask is not None and attention_mask.numel() == 1 < query.shape[2]:
+                raise RuntimeError(f"{type(module).__name__} was not told where segments begin")
             if attention_mask is not None and attention_mask.is_floating_point():
                 attention_mask = attention_mask.to(dtype)
             out, _ = sdpa_attention_forward(

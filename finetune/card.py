@@ -10,13 +10,13 @@ import json
 import math
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.metrics import CURVES
-from pipeline.core.manifest import Manifest
-from pipeline.core.records import Comparison, Conversation, read_columns
+from pipeline.core.identity import HELDOUT_FRACTION, is_heldout, split_id
+from pipeline.core.manifest import Counts, Manifest
+from pipeline.core.records import Comparison, Conversation, read_records
 
 CARD = "README.md"
 _NUM_POINTS, _NUM_ROWS, _MAX_CELL = 10, 50, 200
@@ -68,6 +68,7 @@ class Made:
     parents: Mapping[str, Manifest | str] = dataclasses.field(default_factory=dict[str, Any])
     metrics: Sequence[Mapping[str, float]] = ()
     num_parameters: int | None = None
+    counts: Counts | None = None
     evaluations: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
 
 
@@ -90,7 +91,7 @@ def card_text(made: Made) -> str:
     settings = table(("key", "value"), values)
     sections = (
         ("Made from", origins),
-        ("Data", _data(made.parents)),
+        ("Data", _data(made)),
         ("Hygiene of the labels", _hygiene(made.parents.get("hygiene"))),
         ("Training", [settings]),
         ("Training curve", [_curve(made.metrics)]),
@@ -144,7 +145,8 @@ def _front_matter(kind: str, parents: Mapping[str, str]) -> str:
     return f"---\n{lines}\n---"
 
 
-def _data(parents: Mapping[str, Manifest | str]) -> list[str]:
+def _data(made: Made) -> list[str]:
+    parents = made.parents
     found: list[str] = []
     if isinstance(shard := parents.get("shard"), Manifest):
         told = shard.facts
@@ -152,23 +154,46 @@ def _data(parents: Mapping[str, Manifest | str]) -> list[str]:
         rows = [(name, f"{s['docs']:,}", f"{s['bytes'] / 1e6:,.2f} MB") for name, s in sizes]
         found += [table(("split", "documents", "text"), rows), "The shards' data card has more."]
     if isinstance(labels := parents.get("labels"), Manifest):
-        found.append(table(("kind", "source", "origin", "records"), _sources(labels)))
+        heads = ("kind", "source", "origin", "to train on", "held out")
+        found.append(table(heads, _sources(labels, answers=_reads_answers(made.lineage))))
+        if made.counts is not None:
+            found.append(f"Of them {left_out(made.counts)}.")
         found.append("Its licences are those of the sources; the labels name none.")
     return found
 
 
-def _sources(labels: Manifest) -> list[tuple[str, str, str, str]]:
+def left_out(counts: Counts) -> str:
+    """What went in and what came of it, in a line."""
+    reasons = ", ".join(f"{number:,} {why}" for why, number in sorted(counts.dropped.items()))
+    said = f"{counts.rows_out:,} of {counts.rows_in:,} were used"
+    return f"{said}; left out: {reasons}" if reasons else said
+
+
+def _reads_answers(lineage: Mapping[str, Any]) -> bool:
+    """Whether the stage reads a snapshot's answers, and not its rankings."""
+    checked = dict(lineage.get("config") or {}).get("reward", "model") != "model"
+    return lineage.get("kind") == "sft" or (lineage.get("kind") == "grpo" and checked)
+
+
+def _sources(labels: Manifest, *, answers: bool) -> list[tuple[str, ...]]:
     """The most frequent first."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    for name, kind in (("conversations", Conversation), ("comparisons", Comparison)):
-        if all(entry.name != f"{name}.parquet" for entry in labels.files):
-            continue  # sampled answers have no comparisons
-        columns = ["source", "origin"] if kind is Conversation else ["source"]
-        url = labels.file_url(f"{name}.parquet")
-        for row in read_columns(url, kind.NAME, kind.VERSION, columns).to_pylist():
-            counts[name, row["source"], row.get("origin", "")] += 1
-    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    return [(*names, f"{number:,}") for names, number in ordered]
+    counts: dict[tuple[str, str], list[int]] = {}
+    name = "conversations" if answers else "comparisons"
+    records = (
+        read_records(labels.file_url(f"{name}.parquet"), Conversation)
+        if answers
+        else read_records(labels.file_url(f"{name}.parquet"), Comparison)
+    )
+    for record in records:
+        written = isinstance(record, Conversation)
+        origin = record.origin if written else ""
+        if record.labeler.startswith("simulated-"):
+            origin = "simulated"  # an account that is no person's
+        turns = record.messages if written else record.prompt
+        held_out = is_heldout(split_id(turns), HELDOUT_FRACTION)
+        counts.setdefault((record.source, origin), [0, 0])[held_out] += 1
+    ordered = sorted(counts.items(), key=lambda entry: (-sum(entry[1]), entry[0]))
+    return [(name, *names, *(f"{number:,}" for number in both)) for names, both in ordered]
 
 
 def _hygiene(manifest: Manifest | str | None) -> list[str]:
@@ -182,7 +207,13 @@ def _hygiene(manifest: Manifest | str | None) -> list[str]:
     shown, accepted = facts.get("shown", []), manifest.config.get("accepted", [])
     more = (("found", shown), ("accepted", accepted))
     tables = [table((head,), [(one,) for one in ones]) for head, ones in more]
-    return [said, table(("finding", "number"), rows), *tables]
+    where = f"What it says of labelers and of contradictions: hygiene/{manifest.key[:12]}…"
+    return [
+        said,
+        table(("finding", "number"), rows),
+        *tables,
+        f"{where}.",
+    ]
 
 
 def _curve(metrics: Sequence[Mapping[str, float]]) -> str:

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d{9})\.json")
+_DATA = re.compile(r"checkpoint-\d{9}\.pt")
 # What torch raises for bytes that are none, or another model's.
 _NO_CHECKPOINT = (
     zipfile.BadZipFile,
@@ -66,7 +67,8 @@ def save_checkpoint(folder: Path, state: State) -> None:
         torch.save({f.name: getattr(state, f.name) for f in dataclasses.fields(state)}, file)
     digest = {"step": state.step, "sha256": _sha256(path)}
     storage.write_bytes(str(path.with_suffix(".json")), json.dumps(digest).encode())
-    for step in _steps(folder)[:-KEPT]:
+    steps = [step for step in _steps(folder) if step <= state.step]
+    for step in {*_steps(folder)} - {*steps[-KEPT:]}:  # beyond it lie damaged ones alone
         _delete(folder / f"checkpoint-{step:09}.pt")
 
 
@@ -74,7 +76,7 @@ def load_checkpoint(folder: Path) -> State | None:
     """The newest state that is whole, or None if there is none; a damaged one is said, and the one
     before it taken. What a kill left half is swept."""
     steps = _steps(folder)
-    for path in (*folder.glob(".checkpoint-*"), *folder.glob("checkpoint-*.pt")):
+    for path in (*folder.glob(".checkpoint-*"), *_written(folder)):
         if not path.with_suffix(".json").exists():
             path.unlink(missing_ok=True)
     for step in reversed(steps):
@@ -95,8 +97,14 @@ def load_checkpoint(folder: Path) -> State | None:
 
 def delete_checkpoints(folder: Path) -> None:
     """Of this run and of those in folders below it; a finished stage needs none."""
-    for path in folder.rglob("checkpoint-*.pt"):
+    for path in _written(folder, "**/"):
         _delete(path)
+
+
+def _written(folder: Path, below: str = "") -> list[Path]:
+    """Ours alone: a person may keep a copy beside them."""
+    found = folder.glob(f"{below}checkpoint-*.pt")
+    return [path for path in found if _DATA.fullmatch(path.name) and path.is_file()]
 
 
 def _steps(folder: Path) -> list[int]:

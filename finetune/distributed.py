@@ -58,7 +58,10 @@ def barrier() -> None:
 
 
 def device(wanted: str) -> torch.device | None:
-    """The worker's own device; None leaves the choice to the machine."""
+    """The worker's own device; None leaves the choice to the machine. Raises UserError for a GPU
+    that is not there."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = 'cuda', but torch finds no GPU here; leave it at auto")
     if wanted == "cpu":
         return torch.device("cpu")
     if size() > 1 and torch.cuda.is_available():

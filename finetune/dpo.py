@@ -6,6 +6,7 @@ log-probs are computed once, from the SFT model by name: never "the policy witho
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -30,7 +31,7 @@ from pipeline.core.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.manifest import Counts, Manifest
 
-VERSION = 2
+VERSION = 3
 _TOKENS_AT_ONCE = 8192
 
 
@@ -50,15 +51,15 @@ class DpoConfig(AdapterConfig):
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A prompt with a better and a worse answer, and what the reference gives each: ln p of the
-    whole answer. `other` is another prompt's better answer behind this prompt, for KTO's KL."""
+    whole answer. For KTO's KL alone: `other`, another prompt's better answer behind this prompt."""
 
     prompt_id: str
     chosen: Segment
     rejected: Segment
-    other: Segment
     reference_chosen: float
     reference_rejected: float
-    reference_other: float
+    other: Segment | None = None
+    reference_other: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,9 @@ def run_dpo(
         precision = precision_of(config)
         with precision.autocast():  # as the policy will compute
             (found, dropped), (held_out, _) = (
-                make_pairs(tokenizer, reference, ranked_prompts(labels, heldout=h), longest)
+                make_pairs(
+                    tokenizer, reference, ranked_prompts(labels, heldout=h), longest, config.loss
+                )
                 for h in (False, True)
             )
         if not found:
@@ -119,12 +122,16 @@ def run_dpo(
 
 
 def make_pairs(
-    tokenizer: Tokenizer, reference: nn.Module, ranked: Sequence[RankedPrompt], max_length: int
+    tokenizer: Tokenizer,
+    reference: nn.Module,
+    ranked: Sequence[RankedPrompt],
+    max_length: int,
+    loss: str = "dpo",
 ) -> tuple[list[Pair], dict[str, int]]:
     """The pairs most labelers agree on, with the reference's log-probs, and how many were left out,
     by reason: longer than max_length tokens, or the same text on both sides."""
     dropped: dict[str, int] = {}
-    kept: list[tuple[str, Segment, Segment, Sequence[int]]] = []
+    kept: list[Pair] = []
     for prompt in ranked:
         segments = [answer_segment(tokenizer, prompt.prompt, answer) for answer in prompt.answers]
         for better, worse in prompt.majority_pairs():
@@ -135,24 +142,38 @@ def make_pairs(
             if reason:
                 dropped[reason] = dropped.get(reason, 0) + 1
             else:
-                start = chosen.supervised.index(True)
-                kept.append((prompt.prompt_id, chosen, rejected, chosen.ids[:start]))
-    others: list[Segment] = []
-    for number, (identity, _, _, before) in enumerate(kept):
-        later = (*kept[number + 1 :], *kept[:number])
-        after = next(
-            (chosen for other, chosen, _, _ in later if other != identity), kept[number][1]
-        )
-        answer = after.ids[after.supervised.index(True) :][: max(1, max_length - len(before))]
-        marks = (*(False for _ in before), *(True for _ in answer))
-        others.append(Segment((*before, *answer), marks))
-    wanted = [s for (_, c, r, _), other in zip(kept, others, strict=True) for s in (c, r, other)]
-    sums = iter(answer_log_probs(reference, wanted, token_id(tokenizer, PAD)))
+                kept.append(Pair(prompt.prompt_id, chosen, rejected, 0.0, 0.0))
+    pad_id = token_id(tokenizer, PAD)
+    sums = iter(
+        answer_log_probs(reference, [s for p in kept for s in (p.chosen, p.rejected)], pad_id)
+    )
     pairs = [
-        Pair(prompt_id, chosen, rejected, other, next(sums), next(sums), next(sums))
-        for (prompt_id, chosen, rejected, _), other in zip(kept, others, strict=True)
+        dataclasses.replace(p, reference_chosen=next(sums), reference_rejected=next(sums))
+        for p in kept
     ]
+    if loss == "kto":
+        others = _others(pairs, max_length)
+        of_others = answer_log_probs(reference, others, pad_id)
+        pairs = [
+            dataclasses.replace(p, other=other, reference_other=value)
+            for p, other, value in zip(pairs, others, of_others, strict=True)
+        ]
     return pairs, dropped
+
+
+def _others(pairs: Sequence[Pair], max_length: int) -> list[Segment]:
+    """Behind each pair's prompt the better answer of the next prompt that is another one."""
+    found: list[Segment] = []
+    starts = [n for n, p in enumerate(pairs) if n == 0 or p.prompt_id != pairs[n - 1].prompt_id]
+    for start, end in itertools.pairwise([*starts, len(pairs)]):
+        after = pairs[end % len(pairs)].chosen
+        answer = after.ids[after.supervised.index(True) :]
+        for pair in pairs[start:end]:
+            before = pair.chosen.ids[: pair.chosen.supervised.index(True)]
+            cut = answer[: max(1, max_length - len(before))]
+            marks = (*(False for _ in before), *(True for _ in cut))
+            found.append(Segment((*before, *cut), marks))
+    return found
 
 
 @torch.no_grad()
@@ -248,7 +269,8 @@ def _kl(model: nn.Module, pairs: Sequence[Pair], config: DpoConfig, pad_id: int)
     total = 0.0
     for at in range(0, len(pairs), config.micro_batch_pairs):
         several = pairs[at : at + config.micro_batch_pairs]
-        others, reference = [p.other for p in several], [p.reference_other for p in several]
+        others = [p.other for p in several if p.other is not None]
+        reference = [p.reference_other for p in several]
         with precision_of(config).autocast():
             total += float(_log_ratios(model, others, reference, pad_id).sum())
     return total / len(pairs)

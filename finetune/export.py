@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import struct
 import tempfile
@@ -52,14 +51,7 @@ def find_model(registry: Registry, name: str) -> str:
         if (found := registry.pointer(cast(PointerName, name))) is None:
             raise UserError(f"there is no {name} yet; `flywheel pretrain` makes the first champion")
         return found
-    folder = registry.root / "models"
-    known = sorted(p.name for p in folder.glob("*") if re.fullmatch("[0-9a-f]{64}", p.name))
-    matching = [identity for identity in known if name and identity.startswith(name)]
-    if len(matching) != 1:
-        what = f"{len(matching)} models begin with" if matching else "no model is called"
-        some = ", ".join(identity[:12] for identity in (matching or known)[:5]) or "none"
-        raise UserError(f"{what} {name!r} in {folder}; name a pointer, or more of an id ({some})")
-    return matching[0]
+    return registry.whole_id(name)
 
 
 def export_hugging_face(registry: Registry, identity: str, target: Path) -> None:

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from finetune.attention import NAME
 from finetune.export import (
     LLAMA2C_EPS,
     LLAMA2C_THETA,
@@ -33,6 +34,7 @@ from finetune.export import (
     rotary_tables,
     side_by_side,
 )
+from finetune.fidelity import check_computed_alike
 from finetune.model import quiet
 from finetune.registry import Registry
 from finetune.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, TURN_END, plain, token_id
@@ -127,14 +129,29 @@ def _own_model(folder: Path) -> PreTrainedModel:
             use_safetensors=True,  # a pickle may run code
             trust_remote_code=False,
             output_loading_info=True,
+            attn_implementation=NAME,  # as every stage will load it
         )
     except Exception as error:  # noqa: BLE001 - each architecture fails in ways of its own
         why = " ".join(str(error).split())[:300]
+        if isinstance(error, KeyError) and NAME in why:
+            why = "its family keeps its own attention, where ours has no place"
         raise UserError(f"{str(folder)!r} is no causal language model to load: {why}") from None
     model, info = found
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{str(folder)!r} lacks the weights {missing[0]} ({len(missing)} missing)")
     return model
+
+
+def _check_alike(model: PreTrainedModel) -> None:
+    try:
+        check_computed_alike(model)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each architecture fails in ways of its own
+        why = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"a model of the type {model.config.model_type} cannot be computed here: {why}"
+        ) from None
 
 
 def _own_tokenizer(folder: Path) -> Tokenizer:
@@ -178,6 +195,7 @@ def _publish(
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"the weights {name} hold NaN or infinity; get the model anew")
+    _check_alike(model)
     _add_special_tokens(model, tokenizer)
     _check_typed(tokenizer)
     sums = {path.name: describe_file(str(path), path.name).sha256 for path in files}

@@ -46,6 +46,12 @@ class RankedPrompt:
         ]
 
 
+def asked_prompts(labels: Manifest, *, heldout: bool) -> list[RankedPrompt]:
+    """The ranked prompts of one side of the split, each once, however many answer sets it has."""
+    found = ranked_prompts(labels, heldout=heldout)
+    return list({ranked.prompt_id: ranked for ranked in reversed(found)}.values())[::-1]
+
+
 def conversations(labels: Manifest, *, heldout: bool) -> list[Conversation]:
     """The demonstrations of one side of the split, by id. Raises UserError if there are none."""
     found = read_records(labels.file_url("conversations.parquet"), Conversation)

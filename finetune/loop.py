@@ -35,6 +35,7 @@ B = TypeVar("B")
 # What keys mean that every stage has and most give a default of their own.
 PEAK = "peak, after the warm-up"
 WARM_UP = "steps of linear warm-up; at most half of all"
+_DRAWN = 8  # steps and more have a curve
 INTERVAL = "steps; what a kill can cost"
 DECAY = "AdamW, of matrices only"
 
@@ -167,6 +168,8 @@ def train(
     peak = peak_flops(precision.device)
     with Progress(label, total=num_steps, unit="steps") as progress, log:
         progress.skip(done)
+        if done and distributed.is_main():
+            print(f"{label}: goes on after step {done:,} of {num_steps:,}", file=sys.stderr)
         if done == 0 and evaluate is not None:
             log.append({"step": 0, **shell(lambda: evaluate(0, model))})
         for index in range(done, num_steps):
@@ -184,7 +187,7 @@ def train(
             progress.advance(1, _note(values))
             if (index + 1) % config.checkpoint_every == 0 or index + 1 == num_steps:
                 _save(folder, index + 1, shell, optimizer, source)
-    if distributed.is_main() and (lines := curves(log.rows)):
+    if distributed.is_main() and num_steps >= _DRAWN and (lines := curves(log.rows)):
         print("\n".join(lines), file=sys.stderr)
     return TrainResult(log.rows, done)
 

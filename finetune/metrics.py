@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from pipeline.core import storage
 
@@ -96,9 +96,11 @@ def _cut_back(path: Path, steps_done: int) -> None:
 
 def _row_or_none(line: str) -> dict[str, float] | None:
     try:
-        return json.loads(line)
-    except ValueError:  # the kill tore the last line
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # the kill tore the last line
         return None
+    is_row = isinstance(row, dict) and isinstance(cast(dict[str, Any], row).get("step"), int)
+    return cast(dict[str, float], row) if is_row else None
 
 
 def _event_writer(folder: Path, steps_done: int) -> Any:

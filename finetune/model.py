@@ -148,13 +148,17 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def new_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
-    """A model with random weights that the seed decides."""
+def check_heads(config: ModelConfig) -> None:
     if config.hidden_size % config.num_heads:
         raise UserError(
             f"model.hidden_size = {config.hidden_size} is not a multiple of"
             f" model.num_heads = {config.num_heads}"
         )
+
+
+def new_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
+    """A model with random weights that the seed decides."""
+    check_heads(config)
     torch.manual_seed(seed)
     shape = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),

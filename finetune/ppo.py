@@ -36,7 +36,7 @@ from finetune.stage import Trained, run_stage
 from pipeline.core.config import RunConfig
 from pipeline.core.manifest import Manifest
 
-VERSION = 1
+VERSION = 2
 
 
 class PpoConfig(RlConfig):

@@ -15,11 +15,21 @@ from torch import nn
 
 from finetune.data import ShardRows
 from finetune.distributed import gathered
-from finetune.loop import INTERVAL, PEAK, WARM_UP, LoopConfig, Loss, train
+from finetune.loop import (
+    INTERVAL,
+    PEAK,
+    WARM_UP,
+    LoopConfig,
+    Loss,
+    new_optimizer,
+    precision_of,
+    train,
+)
 from finetune.losses import bits_per_byte
 from finetune.metrics import TIMED
 from finetune.model import (
     ModelConfig,
+    check_heads,
     label_log_probs,
     new_model,
     num_parameters,
@@ -121,6 +131,19 @@ def _dialled(
     }
 
 
+def check_settings(config: PretrainConfig, model_config: ModelConfig) -> None:
+    """What can be known before there is a tokenizer. Raises UserError."""
+    if config.row_length > model_config.max_length:
+        raise UserError(
+            f"pretrain.row_length = {config.row_length} is more than"
+            f" model.max_length = {model_config.max_length}"
+        )
+    check_heads(model_config)
+    precision_of(config)  # the device is there
+    if config.optimizer == "adamw8bit":
+        new_optimizer(torch.nn.Linear(1, 1), config)
+
+
 def run_pretrain(
     config: PretrainConfig,
     model_config: ModelConfig,
@@ -130,11 +153,7 @@ def run_pretrain(
 ) -> Manifest:
     """Train from the shards and publish to the registry; `facts` has model_id and the curve."""
     config = config.derived(model_config, tokenizer_manifest.facts["vocab_size"])
-    if config.row_length > model_config.max_length:
-        raise UserError(
-            f"pretrain.row_length = {config.row_length} is more than"
-            f" model.max_length = {model_config.max_length}"
-        )
+    check_settings(config, model_config)
 
     def fit(folder: Path) -> Trained:
         tokenizer = load_tokenizer(tokenizer_manifest.url)

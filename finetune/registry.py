@@ -98,6 +98,19 @@ class Registry:
             raise UserError(f"no model {identity!r} in {path.parent}; {self._mend(identity)}")
         return path
 
+    def whole_id(self, beginning: str) -> str:
+        """The id of the one model that begins so. Raises UserError."""
+        folder = self.root / "models"
+        known = sorted(p.name for p in folder.glob("*") if re.fullmatch("[0-9a-f]{64}", p.name))
+        matching = [identity for identity in known if beginning and identity.startswith(beginning)]
+        if len(matching) != 1:
+            what = f"{len(matching)} models begin with" if matching else "no model is called"
+            some = ", ".join(identity[:12] for identity in (matching or known)[:5]) or "none"
+            raise UserError(
+                f"{what} {beginning!r} in {folder}; name a pointer, or more of an id ({some})"
+            )
+        return matching[0]
+
     def verified(self, identity: str) -> Path:
         """The model's folder, to load from: its files are what was published. Each is read through
         once in a process, and again if it was touched. Raises UserError with the mend."""

@@ -2,7 +2,10 @@
 (Touvron et al. 2023, section 3.2.3). The cheapest road to most of what RL gains.
 """
 
+import hashlib
 import json
+import logging
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +16,12 @@ from tokenizers import Tokenizer
 from finetune.engines import Engine, TorchEngine
 from finetune.generate import Completion, Sampling
 from finetune.kv_cache import context_length
-from finetune.labels import ranked_prompts
+from finetune.labels import asked_prompts
 from finetune.loop import LoopConfig, precision_of
 from finetune.model import load_language_model, place
 from finetune.registry import Registry
 from finetune.rollouts import Judge, Question, model_judge, questions_of, with_room
+from finetune.stage import say_left_out
 from finetune.tokenizer import TURN_END, load_tokenizer, token_id
 from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
@@ -29,7 +33,9 @@ from pipeline.core.records import Conversation, Message, read_records, to_table,
 
 VERSION = 2
 _ROWS_AT_ONCE = 128
-_PART = "best-{:09}.json"  # of the prompts from this one on: what a kill leaves done
+_PART = re.compile(r"best-\d{9}\.json")  # of the prompts from this one on: what a kill leaves done
+
+log = logging.getLogger(__name__)
 
 
 class RejectionConfig(Section):
@@ -50,6 +56,7 @@ def run_rejection(
     parents = {"labels": labels, "reward": reward_id, "sft": sft_id}
     output = StageOutput.of(run.root, "rejection", VERSION, config.identity(), parents)
     if done := output.finished():
+        _sweep(output)
         return done
     started = time.time()
     registry = Registry(run.root)
@@ -58,7 +65,7 @@ def run_rejection(
     with output.lock():
         judge = model_judge(registry, reward_id, tokenizer, 0.0, precision.device)
         model = place(load_language_model(registry.verified(sft_id)), precision.device).eval()
-        ranked = ranked_prompts(labels, heldout=False)
+        ranked = asked_prompts(labels, heldout=False)
         asked = questions_of(tokenizer, labels, heldout=False, with_reference=False)
         questions, dropped = with_room(asked, context := context_length(model.config))
         fitting = [r for r, q in zip(ranked, asked, strict=True) if len(q.ids) < context]
@@ -95,10 +102,17 @@ def run_rejection(
     entry = describe_file(output.path(name), name, len(made) + len(kept))
     lost = len(fitting) - len(made)
     counts = Counts(len(ranked), len(made), dropped | ({"none-finished": lost} if lost else {}))
+    say_left_out("rejection", counts)
     manifest = output.commit([entry], counts, started=started)
-    for part in folder.glob("best-*.json"):
-        part.unlink()
+    _sweep(output)
     return manifest
+
+
+def _sweep(output: StageOutput) -> None:
+    if storage.is_local(output.url):
+        for path in storage.local_path(output.url).glob("best-*.json"):
+            if _PART.fullmatch(path.name):
+                path.unlink()
 
 
 def best_of_n(
@@ -110,32 +124,56 @@ def best_of_n(
     folder: Path,
 ) -> list[str | None]:
     """The text of the finished answer that the judge likes most, or None where none came to its
-    end; a tie goes to the first one sampled. What is done is kept in `folder`, and gone on from."""
+    end with a text; a tie goes to the first one sampled. What is done is kept in `folder`, and a
+    rerun goes on from it."""
     stops = (token_id(tokenizer, TURN_END),)
     sampling = Sampling(config.max_new_tokens, config.temperature, stop_ids=stops)
     at_once = max(1, _ROWS_AT_ONCE // config.samples)
     best: list[str | None] = []
     with Progress("rejection", len(questions), "prompts") as progress:
         for at in range(0, len(questions), at_once):
-            some, part = questions[at : at + at_once], folder / _PART.format(at)
-            if part.exists():
-                best += json.loads(part.read_bytes())
+            some, part = questions[at : at + at_once], folder / f"best-{at:09}.json"
+            if (found := _read_part(part, some)) is not None:
+                best += found
                 progress.skip(len(some))
                 continue
             several = [q for q in some for _ in range(config.samples)]
             seed = config.seed * 1_000_003 + at
             completions = engine.generate([q.ids for q in several], sampling, seed)
             rewards = judge.rewards(several, completions).tolist()
-            found: list[str | None] = []
+            found = list[str | None]()
             for start in range(0, len(several), config.samples):
                 group = range(start, start + config.samples)
-                ended = [i for i in group if completions[i].finished]
+                texts = {i: _text(tokenizer, completions[i]) for i in group}
+                ended = [i for i in group if completions[i].finished and texts[i].strip()]
                 top = max(ended, key=lambda i: rewards[i], default=None)
-                found.append(None if top is None else _text(tokenizer, completions[top]))
-            storage.write_bytes(str(part), json.dumps(found).encode())
+                found.append(None if top is None else texts[top])
+            content = {"best": found, "sha256": _digest(some, found)}
+            storage.write_bytes(str(part), json.dumps(content).encode())
             best += found
             progress.advance(len(some))
     return best
+
+
+def _read_part(path: Path, questions: Sequence[Question]) -> list[str | None] | None:
+    """What an earlier run found for these prompts, or None; what is damaged is said, and found
+    anew."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        if content["sha256"] == _digest(questions, content["best"]):
+            return content["best"]
+        why = "it is not what was written for these prompts"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = repr(error)[:200]
+    log.warning("%s is damaged (%s); its prompts are answered anew", path, why)
+    return None
+
+
+def _digest(questions: Sequence[Question], best: Sequence[str | None]) -> str:
+    content = [[question.prompt_id for question in questions], best]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _text(tokenizer: Tokenizer, completion: Completion) -> str:

@@ -34,7 +34,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.identity import unit_interval
 from pipeline.core.manifest import Counts, Manifest
 
-VERSION = 2
+VERSION = 3
 PAIRS = "crossvalidated-pairs.json"
 _BINS = 10
 
@@ -88,7 +88,7 @@ def run_reward(
         ranked = ranked_prompts(labels, heldout=False)
         context = context_length(AutoConfig.from_pretrained(str(base)))
         sets, dropped = answer_sets(tokenizer, ranked, min(config.max_length, context))
-        if len(sets) < config.folds:
+        if len({s.prompt_id for s in sets}) < config.folds:
             raise UserError(
                 f"{len(sets)} ranked prompts ({dropped or 'none'} left out) are too few for"
                 f" reward.folds = {config.folds}; rank more, or raise reward.max_length"
@@ -175,14 +175,17 @@ def ranking_objective(
 def cross_validate(
     config: RewardConfig, base: Path, sets: Sequence[AnswerSet], pad_id: int, folder: Path
 ) -> list[dict[str, Any]]:
-    """Each prompt is judged by a model that saw none of its answers; folds are by prompt id."""
-    fold_of = [int(unit_interval(s.prompt_id, "fold") * config.folds) for s in sets]
+    """Each prompt is judged by a model that saw none of its answers. Prompts are dealt to the folds
+    in the order of their hash."""
+    places = {s.prompt_id: unit_interval(s.prompt_id, "fold") for s in sets}
+    dealt = {
+        name: i % config.folds for i, name in enumerate(sorted(places, key=lambda n: places[n]))
+    }
+    fold_of = [dealt[s.prompt_id] for s in sets]
     pairs: list[dict[str, Any]] = []
     for fold in range(config.folds):
         inside = [s for s, number in zip(sets, fold_of, strict=True) if number != fold]
         outside = [s for s, number in zip(sets, fold_of, strict=True) if number == fold]
-        if not (inside and outside):
-            continue
         label = f"reward fold {fold + 1}/{config.folds}"
         model = gathered(_fit(label, config, base, inside, pad_id, folder / f"fold-{fold}"))
         place(model, precision_of(config).device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from finetune.chat import encode_prompt
 from finetune.engines import Engine, TorchEngine
 from finetune.generate import Completion, Sampling, generate
-from finetune.labels import RankedPrompt, conversations, ranked_prompts
+from finetune.labels import asked_prompts, conversations
 from finetune.model import Precision, end_scores, label_log_probs, load_reward_model, place
 from finetune.packing import IGNORE, Segment, TokenBatch, lay_segments, pad_right
 from finetune.registry import Registry
@@ -92,7 +92,7 @@ def questions_of(
 ) -> list[Question]:
     """The ranked prompts; or, with the answers that a program compares with, the demonstrations."""
     if not with_reference:
-        ranked: list[RankedPrompt] = ranked_prompts(labels, heldout=heldout)
+        ranked = asked_prompts(labels, heldout=heldout)
         return [Question(r.prompt_id, tuple(encode_prompt(tokenizer, r.prompt))) for r in ranked]
     return [
         Question(c.prompt_id, tuple(encode_prompt(tokenizer, c.messages[:-1])), c.messages[-1].text)

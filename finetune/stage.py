@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from finetune import distributed
-from finetune.card import Made, card_text
+from finetune.card import Made, card_text, left_out
 from finetune.checkpoint import delete_checkpoints
 from finetune.loop import LoopConfig
 from finetune.metrics import METRICS, read_rows
@@ -53,6 +54,8 @@ def run_stage(
     output = StageOutput.of(run.root, stage, version, dict(identity), dict(parents))
     registry = Registry(run.root)
     if done := output.finished():
+        if storage.is_local(output.url):
+            delete_checkpoints(storage.local_path(output.url))  # a kill after the commit left them
         return registry.with_model(done)
     distributed.start()
     if config.processes > 1 and distributed.size() == 1:
@@ -70,6 +73,12 @@ def run_stage(
     return registry.with_model(done)
 
 
+def say_left_out(stage: str, counts: Counts) -> None:
+    """On stderr, if anything was."""
+    if counts.dropped:
+        print(f"{stage}: {left_out(counts)}", file=sys.stderr)
+
+
 def _train_and_commit(
     kind: str,
     output: StageOutput,
@@ -84,7 +93,10 @@ def _train_and_commit(
     code = f"{output.stage} {output.version}"  # a commit that changes no result changes no model
     lineage = {"kind": kind, "parents": output.parents, "config": identity, "code": code}
     steps = read_rows(folder / METRICS)
-    made = Made(lineage, parents, steps, num_parameters(trained.model), trained.evaluations)
+    say_left_out(output.stage, trained.counts)
+    made = Made(
+        lineage, parents, steps, num_parameters(trained.model), trained.counts, trained.evaluations
+    )
     card = card_text(made)
     model_id = registry.publish(trained.model.cpu(), trained.tokenizer, lineage, card)
     files = [

@@ -5,7 +5,7 @@ import dataclasses
 from eval.compression import CompressionConfig, run_compression
 from eval.report import compression_rows
 from finetune.model import ModelConfig
-from finetune.pretrain import PretrainConfig, run_pretrain
+from finetune.pretrain import PretrainConfig, check_settings, run_pretrain
 from finetune.registry import Registry
 from finetune.tokenizer import TokenizerConfig, run_tokenizer
 from infra.corpus import Corpus, run_corpus
@@ -31,6 +31,7 @@ def run_base(config: Config) -> Base:
     """Train from the shards of `flywheel corpus`. Raises UserError if they are not there."""
     run = config.run
     corpus = trainable_corpus(config)
+    check_settings(config.section("pretrain", PretrainConfig), config.section("model", ModelConfig))
     tokenizer = run_tokenizer(config.section("tokenizer", TokenizerConfig), corpus.shard, run)
     pretrain = run_pretrain(
         config.section("pretrain", PretrainConfig),

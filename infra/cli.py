@@ -93,7 +93,7 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argp
 def _fail(line: str, status: int) -> int:
     import os  # only a failure asks
 
-    if os.environ.get("FLYWHEEL_DEBUG"):
+    if os.environ.get("FLYWHEEL_DEBUG", "0") != "0":
         raise  # noqa: PLE0704 - we are inside the except clause that called this
     print(line, file=sys.stderr)
     return status
@@ -230,7 +230,8 @@ infra/runs/scaling.toml model.depth=4` shows them); [model] gives max_length alo
 you set in it but num_tokens and seed. Works on the corpus of any config; infra/runs/scaling.toml
 is the demo's.
   flywheel scaling --dry-run 'scaling.depths=[1, 2, 3, 4]'
-lists every run with its parameters, tokens, FLOPs and time on this machine. Ends with a table and
+lists every run with its parameters, tokens, FLOPs and time on this machine, for which it trains
+three steps of each shape and keeps nothing. Ends with a table and
 {root}/scaling.html. Each run is kept: an interrupted table goes on, a larger one reuses it."""
 _WEEKLY = """\
 From whatever labels there are to a decision: snapshot, SFT, reward model, DPO, RLHF (GRPO),

@@ -4,6 +4,18 @@ import argparse
 from collections.abc import Callable
 
 _ROLES = ("labeler", "reviewer", "lead", "engineer")
+_SHAPES = """\
+Answers and rankings from JSON Lines files, one object a line; an id is optional. An answer:
+  {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
+Answers that were ranked (1 is the best, ties share a number), by one labeler or by several:
+  {"prompt": "…", "responses": ["…", "…"], "ranks": [1, 2]}
+  {"prompt": "…", "responses": [{"model": "…", "text": "…"}, …], "ranks": {"sim-a": [1, 2], …}}
+A question with four answers of known quality, which is both; and a canary or its control:
+  {"question": "…", "answers": {"right": "…", "partly": "…", "wrong": "…", "evasive": "…"},
+   "ranks": [1, 2, 3, 4]}
+  {"question": "…", "answer": "…", "kind": "refusal"}        (or "benign")
+And OpenAssistant's message trees. Nobody signed in to write these, so all count as simulated
+accounts (sim-…), whoever wrote them; --no-simulated leaves them out of an export."""
 Common = Callable[[argparse.ArgumentParser], None]
 
 
@@ -50,6 +62,8 @@ def _prompt_options(options: dict[str, object]) -> dict[str, object]:
 
 def _add_work(deed: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     imported = deed("import", "import_files", "answers and rankings from JSON Lines files")
+    imported.description = _SHAPES
+    imported.formatter_class = argparse.RawDescriptionHelpFormatter
     _files(imported)
     prompts = deed(
         "prompts",

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from eval.report import Table, gate_rows, summary_rows
 from finetune.card import CARD, table
-from finetune.registry import PointerName, Registry
+from finetune.export import find_model
+from finetune.registry import Registry
 from infra.serve import ServeConfig
 from infra.tables import printable
 from pipeline.core.config import Config
-from pipeline.core.errors import UserError
 from pipeline.core.manifest import MANIFEST, Manifest, read_manifest
 
 _STAGES = ("evaluate", "gate", "win_rate", "arena", "compression")
@@ -25,7 +25,7 @@ def whole_card(config: Config, name: str) -> str:
     """`name` is a pointer, an id or its beginning. The outputs that name the model, in the order
     of stages and keys: the same manifests give the same text."""
     registry = Registry(config.run.root)
-    identity = _identity(registry, name)
+    identity = find_model(registry, name)
     path = registry.folder(identity) / CARD
     card = path.read_text(encoding="utf-8") if path.exists() else "# A model without a card\n"
     abilities = config.section("serve", ServeConfig).abilities
@@ -35,21 +35,6 @@ def whole_card(config: Config, name: str) -> str:
     for manifest in found:
         parts += [f"## {manifest.stage} {manifest.key[:12]}", *_shown(manifest, identity)]
     return "\n\n".join(parts if found else [*parts, "Nothing was measured since."]) + "\n"
-
-
-def _identity(registry: Registry, name: str) -> str:
-    pointers = get_args(PointerName)
-    if name in pointers:
-        if (found := registry.pointer(cast(PointerName, name))) is None:
-            raise UserError(f"there is no {name} yet; `flywheel pretrain` makes the first champion")
-        return found
-    models = registry.root / "models"
-    ids = sorted(path.name for path in models.glob("*") if path.name.startswith(name or "."))
-    ids = [one for one in ids if not one.startswith(".")]
-    if len(ids) != 1:
-        said = f"{len(ids)} models of {models} begin with {name!r}"
-        raise UserError(f"{said}; name one by its id, or {', '.join(pointers)}")
-    return ids[0]
 
 
 def _outputs(root: Path) -> list[Manifest]:

@@ -105,6 +105,7 @@ def _base_of(config: Config, registry: Registry) -> str:
     base_id = config.section("weekly", WeeklyConfig).base
     if not base_id:
         return finished_base(config).model_id
+    base_id = registry.whole_id(base_id)
     if (kind := registry.kind(base_id)) == "reward":
         raise UserError(f"weekly.base = {base_id} is a {kind} model; name a language model")
     return base_id

@@ -102,6 +102,7 @@ def test_the_card_tells_of_all_that_is_asked_of_it(labels, run) -> None:
         {"labels": labels, "hygiene": hygiene, "base": "b" * 64},
         metrics(100),
         4_200_000,
+        Counts(24, 22, {"too-long": 2}),
         {"accuracy of five folds": 0.71234},
     )
     text = card_text(made)
@@ -124,13 +125,14 @@ def test_the_card_tells_of_all_that_is_asked_of_it(labels, run) -> None:
     for row in (
         ["base", "b" * 64],
         ["learning_rate", "0.001"],
-        ["conversations", "test", "human", "30"],
-        ["comparisons", "", "", "60"],
+        ["conversations", "test", "human", "24", "6"],
         ["accuracy of five folds", "0.7123"],
         ["heldout_bits_per_byte", "1"],
     ):
         at = [i for i in range(len(said)) if said[i : i + len(row)] == row]
         assert at, (row, said)
+    assert "Of them 22 of 24 were used; left out: 2 too-long." in said
+    assert "comparisons" not in said
     assert "90 records were looked through before training. Nothing was found." in said
     assert "serve.abilities" in text
     assert "draft, critique, rank-check" in text

@@ -118,9 +118,7 @@ def test_dpo(trl, datasets, tokenizer, tmp_path, loss: str) -> None:
     fixed = new_model(TINY, tokenizer, seed=2)
     pad_id = token_id(tokenizer, PAD)
     sums = [answer_log_probs(fixed, side, pad_id) for side in (chosen, rejected)]
-    pairs = [
-        Pair("p", c, r, c, a, b, a) for c, r, a, b in zip(chosen, rejected, *sums, strict=True)
-    ]
+    pairs = [Pair("p", c, r, a, b) for c, r, a, b in zip(chosen, rejected, *sums, strict=True)]
     total = _objective(mine, PairBatch(pairs), DpoConfig(loss=loss, beta=0.1), pad_id).total
     _same(_of(mine, total / 6), theirs)
 

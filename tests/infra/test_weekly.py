@@ -64,7 +64,7 @@ def test_a_week_may_begin_with_any_language_model_of_the_registry(
     assert base_of(models[0]) == models[0]
     with pytest.raises(UserError, match="is a reward model; name a language model"):
         base_of(_publish(tmp_path, "reward"))
-    with pytest.raises(UserError, match="no model 'nobody'"):
+    with pytest.raises(UserError, match="no model is called 'nobody'"):
         base_of("nobody")
 
 

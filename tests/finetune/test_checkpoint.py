@@ -106,3 +106,24 @@ def test_a_full_disk_while_saving_leaves_the_one_before(tmp_path: Path, monkeypa
         "checkpoint-000000002.pt",
         "checkpoint-000000003.pt",
     ]
+
+
+def test_a_damaged_one_does_not_outlive_those_that_follow(tmp_path: Path) -> None:
+    """It was the newest; of the two that are kept one would always have been it."""
+    for step in (50, 100):
+        save_checkpoint(tmp_path, _state(step))
+    (tmp_path / "checkpoint-000000100.pt").write_bytes(b"damaged")
+    for step in (60, 70):
+        save_checkpoint(tmp_path, _state(step))
+    assert _names(tmp_path) == [
+        f"checkpoint-{step:09}.{ending}" for step in (60, 70) for ending in ("json", "pt")
+    ]
+
+
+def test_what_a_person_keeps_beside_them_stays(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-mine.pt").write_bytes(b"mine")
+    (tmp_path / "checkpoint-old.pt").mkdir()
+    save_checkpoint(tmp_path, _state(1))
+    assert load_checkpoint(tmp_path) is not None
+    delete_checkpoints(tmp_path)
+    assert _names(tmp_path) == ["checkpoint-mine.pt", "checkpoint-old.pt"]

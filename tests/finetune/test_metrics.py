@@ -1,8 +1,11 @@
 """The curves that a run leaves in the terminal."""
 
 import math
+from pathlib import Path
 
-from finetune.metrics import curves
+import pytest
+
+from finetune.metrics import METRICS, MetricsLog, curves, read_rows
 
 
 def test_a_falling_loss_falls_in_the_picture() -> None:
@@ -26,3 +29,13 @@ def test_each_curve_has_its_line_and_what_was_not_measured_has_none() -> None:
 def test_a_long_run_is_no_wider() -> None:
     [line] = curves([{"step": i, "loss": float(i % 7)} for i in range(10_000)])
     assert len(line.split()[2]) == 48
+
+
+@pytest.mark.parametrize("line", ["5", "[]", "{}", '{"step": "x"}', '{"step": 2, "lo', "[" * 9999])
+def test_a_line_that_is_no_step_is_left_out(tmp_path: Path, line: str) -> None:
+    path = tmp_path / METRICS
+    path.write_text(f'{{"step": 1, "loss": 2.0}}\n{line}\n{{"step": 3, "loss": 1.0}}\n')
+    assert [row["step"] for row in read_rows(path)] == [1, 3]
+    with MetricsLog(tmp_path, 2) as log:
+        log.append({"step": 2, "loss": 1.5})
+    assert [row["loss"] for row in read_rows(path)] == [2.0, 1.5]

@@ -12,11 +12,13 @@ from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
 
 import finetune.reward
 from finetune.attention import NAME
-from finetune.generate import Completion
+from finetune.dpo import answer_log_probs, make_pairs
+from finetune.generate import Completion, generate
 from finetune.grpo import GrpoConfig, group_objective, source
-from finetune.losses import k_wise_ranking_sum
+from finetune.labels import RankedPrompt
+from finetune.losses import RunningMoments, k_wise_ranking_sum
 from finetune.model import new_model
-from finetune.packing import IGNORE, Segment, TokenBatch
+from finetune.packing import IGNORE, Segment, TokenBatch, pad_right
 from finetune.ppo import ActorCritic, PpoBatch, PpoConfig, PpoSource, ppo_objective
 from finetune.registry import Registry
 from finetune.reward import (
@@ -26,7 +28,16 @@ from finetune.reward import (
     ranking_objective,
     score_answers,
 )
-from finetune.rollouts import ModelJudge, Question, Sampler
+from finetune.rollouts import (
+    ModelJudge,
+    Question,
+    Sampler,
+    heldout_rewards,
+    rollout_segment,
+    sampler_gap,
+)
+from pipeline.core.errors import UserError
+from pipeline.core.records import Message
 from tests.finetune.conftest import TINY
 
 PAD_ID = 2
@@ -219,3 +230,134 @@ def test_no_fold_trains_on_what_it_tests(run, base_id, tmp_path: Path, monkeypat
     for fold, seen in trained.items():
         assert tested[fold]
         assert seen == everything - tested[fold]
+
+
+def test_the_reference_is_asked_at_the_samplers_temperature(tokenizer) -> None:
+    config = GrpoConfig(group_size=2, batch_prompts=4, temperature=0.5, **SHAPE)
+    policy = _sharp(tokenizer, 1)
+    step = source(_sampler(tokenizer, config), QUESTIONS, config).step_of(0, policy)
+    batch = step.updates[0].micro_batches[0]
+    expected = _softmax_log_probs(_sharp(tokenizer, 2), batch.tokens, 0.5)
+    torch.testing.assert_close(batch.reference_ST, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_of_another_model_are_refused(tokenizer) -> None:
+    config = GrpoConfig(group_size=2, batch_prompts=4, **SHAPE)
+    step = source(_sampler(tokenizer, config), QUESTIONS, config).step_of(0, _sharp(tokenizer, 1))
+    batch = step.updates[0].micro_batches[0]
+    other = _sharp(tokenizer, 3)
+    with torch.no_grad():
+        other.lm_head.weight *= 4
+    with pytest.raises(UserError, match="samples from another model"):
+        group_objective(other, batch, config)
+
+
+@pytest.mark.parametrize("gap", [0.3, -0.3])
+def test_the_gap_to_the_sampler_is_counted_to_either_side(gap: float) -> None:
+    ours, mask = torch.tensor([[-1.0, -2.0, -9.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+    theirs = ours + torch.tensor([[gap, -gap, 5.0]])
+    assert float(sampler_gap(ours, theirs, mask)) == pytest.approx(0.6)
+    with pytest.raises(UserError, match=r"by 0\.60 nats a token"):
+        sampler_gap(ours, ours + torch.tensor([[2 * gap, 2 * gap, 0.0]]), mask)
+
+
+def test_micro_batches_are_the_whole_step_each_answer_once(tokenizer) -> None:
+    def parts(size: int):
+        config = GrpoConfig(group_size=2, batch_prompts=4, micro_batch_answers=size, **SHAPE)
+        policy = _sharp(tokenizer, 1)
+        step = source(_sampler(tokenizer, config), QUESTIONS, config).step_of(0, policy)
+        return step.updates[0].micro_batches
+
+    (whole,) = parts(8)
+    several = parts(3)
+    assert [len(part.mask_ST) for part in several] == [3, 3, 2]
+    for name in ("mask_ST", "sampler_ST", "reference_ST", "advantages_S1"):
+        together = torch.cat([getattr(part, name) for part in several])
+        torch.testing.assert_close(together, getattr(whole, name))
+    ids = torch.cat([part.tokens.ids_BT for part in several])
+    assert torch.equal(ids, whole.tokens.ids_BT)
+
+
+def test_the_held_out_rewards_are_of_who_is_named(tokenizer) -> None:
+    config = GrpoConfig(group_size=2, batch_prompts=4, **SHAPE)
+    sampler, policy = _sampler(tokenizer, config), _sharp(tokenizer, 1)
+    rows = heldout_rewards(sampler, QUESTIONS, policy, 3, "grpo")
+    several = [q for q in QUESTIONS for _ in range(3)]
+    found = [
+        generate(model, [q.ids for q in several], sampler.sampling, 0)
+        for model in (sampler.reference, policy)
+    ]
+    sft, own = (sampler.judge.rewards(several, answers).view(4, 3) for answers in found)
+    assert [row["sft"] for row in rows] == pytest.approx(sft.mean(dim=1).tolist())
+    assert [row["best_of_n"] for row in rows] == pytest.approx(sft.amax(dim=1).tolist())
+    assert [row["grpo"] for row in rows] == pytest.approx(own.mean(dim=1).tolist())
+    segments = [rollout_segment(q.ids, c.ids) for q, c in zip(several, found[1], strict=True)]
+    tokens = pad_right(segments, PAD_ID)
+    gap = _softmax_log_probs(policy, tokens, 1.0) - _softmax_log_probs(
+        cast(nn.Module, sampler.reference), tokens, 1.0
+    )
+    expected = gap.sum(dim=1).view(4, 3).mean(dim=1).tolist()
+    assert [row["kl"] for row in rows] == pytest.approx(expected, abs=1e-3)
+    assert sum(expected) > 1
+
+
+def test_ppos_advantages_are_whitened_over_the_sampled_tokens(tokenizer) -> None:
+    batch, _, _ = _ppo_batch(tokenizer)
+    found = batch.advantages[batch.mask]
+    assert float(found.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(found.std()) == pytest.approx(1, abs=0.05)
+    assert (batch.advantages[~batch.mask] == 0).all()
+
+
+def test_the_value_loss_counts_by_its_weight(tokenizer) -> None:
+    batch, model, config = _ppo_batch(tokenizer)
+    light, heavy = (
+        ppo_objective(model, batch, config.model_copy(update={"value_weight": weight}))
+        for weight in (0.5, 2.0)
+    )
+    gap = float(heavy.total.detach() - light.total.detach())
+    assert gap == pytest.approx(1.5 * float(light.metrics["value_loss"]), rel=1e-4)
+    assert abs(gap) > 0.01
+
+
+def test_ppo_passes_over_a_rollout_as_often_as_said_and_remembers_its_rewards(tokenizer) -> None:
+    config = PpoConfig(batch_prompts=4, updates=2, epochs=3, **SHAPE)
+    policy = _sharp(tokenizer, 1)
+    model = ActorCritic(policy, _scorer(policy))
+    rollouts = PpoSource(_sampler(tokenizer, config), QUESTIONS, config)
+    step = rollouts.step_of(0, model)
+    assert len(step.updates) == 6
+    assert step.updates[0] is step.updates[2] is step.updates[4]
+    seen = rollouts.rewards
+    assert seen != RunningMoments()
+    rollouts.step_of(1, model)
+    assert rollouts.rewards.count == 2 * seen.count == 8
+
+
+def test_ktos_kl_is_of_another_prompts_answer_behind_this_prompt(tokenizer, model) -> None:
+    def ranked(name: str, better: str) -> RankedPrompt:
+        asked = (Message.of("user", f"what of {name}"),)
+        return RankedPrompt(name, asked, (better, "no"), ((1, 2),), (1.0,))
+
+    prompts = [ranked("a", "the heap"), ranked("b", "a list"), ranked("c", "an item")]
+    pairs, _ = make_pairs(tokenizer, model, prompts, 64, "kto")
+    for pair, following in zip(pairs, [*pairs[1:], pairs[0]], strict=True):
+        assert pair.other is not None
+        start = pair.chosen.supervised.index(True)
+        answer = following.chosen.ids[following.chosen.supervised.index(True) :]
+        assert tuple(pair.other.ids) == (*pair.chosen.ids[:start], *answer)
+        (expected,) = answer_log_probs(model, [pair.other], PAD_ID)
+        assert pair.reference_other == pytest.approx(expected, abs=1e-3)
+    plain, _ = make_pairs(tokenizer, model, prompts, 64, "dpo")
+    assert [pair.other for pair in plain] == [None] * 3
+    assert [p.reference_chosen for p in plain] == pytest.approx([p.reference_chosen for p in pairs])
+
+
+def test_prompts_are_dealt_to_all_folds(run, base_id, tmp_path: Path) -> None:
+    """Two prompts, two folds: by their hashes alone both fell into one."""
+    config = RewardConfig(folds=2, epochs=1, batch_prompts=1, precision="fp32", device="cpu")
+    base = Registry(run.root).folder(base_id)
+    for first in range(4):
+        sets = [_answers(n, [((0, 1),)]) for n in (first, first + 1)]
+        rows = cross_validate(config, base, sets, PAD_ID, tmp_path / str(first))
+        assert {row["fold"] for row in rows} == {0, 1}

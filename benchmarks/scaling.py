@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.tiny:
         found = read_scaling(manifest)
         (DOCS / "scaling.svg").write_bytes(scaling_view.picture_file(found))
-        record_table("scaling", TITLE, scaling_view.markdown(found))
+        picture = "![Held-out loss against compute](scaling.svg)"
+        record_table("scaling", TITLE, f"{scaling_view.markdown(found)}\n\n{picture}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Block-diagonal causal attention behind one name, in any model of transformers.
+"""Block-diagonal causal attention behind one name, in models of transformers.
 
 On a GPU in half precision torch's varlen kernel; elsewhere one causal kernel a segment. A call
 without segments (generation with a cache) is transformers' own SDPA with its mask.

@@ -44,7 +44,7 @@ def test_a_model_is_named_by_pointer_id_or_the_beginning_of_one(whole) -> None:
     assert len(texts) == 1
     assert whole_card(whole.config, "previous") == whole_card(whole.config, "a")
     for name in ("", "x", "../models", "."):
-        with pytest.raises(UserError, match="(no model is called|models begin with)"):
+        with pytest.raises(UserError, match="no model is called"):
             whole_card(whole.config, name)
 
 

@@ -27,7 +27,7 @@ from pipeline.core import storage
 from pipeline.core.config import RunConfig, Section, operational
 from pipeline.core.errors import UserError
 from pipeline.core.identity import HELDOUT_FRACTION, is_heldout, split_id
-from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
+from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file, is_planning
 from pipeline.core.progress import Progress
 from pipeline.core.records import Conversation, Message, read_records, to_table, write_table
 
@@ -109,7 +109,7 @@ def run_rejection(
 
 
 def _sweep(output: StageOutput) -> None:
-    if storage.is_local(output.url):
+    if storage.is_local(output.url) and not is_planning():
         for path in storage.local_path(output.url).glob("best-*.json"):
             if _PART.fullmatch(path.name):
                 path.unlink()

@@ -20,7 +20,7 @@ from finetune.model import num_parameters
 from finetune.registry import Registry
 from pipeline.core import storage
 from pipeline.core.config import RunConfig
-from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file
+from pipeline.core.manifest import Counts, Manifest, StageOutput, describe_file, is_planning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def run_stage(
     output = StageOutput.of(run.root, stage, version, dict(identity), dict(parents))
     registry = Registry(run.root)
     if done := output.finished():
-        if storage.is_local(output.url):
+        if storage.is_local(output.url) and not is_planning():
             delete_checkpoints(storage.local_path(output.url))  # a kill after the commit left them
         return registry.with_model(done)
     distributed.start()

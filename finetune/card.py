@@ -157,15 +157,16 @@ def _data(made: Made) -> list[str]:
         heads = ("kind", "source", "origin", "to train on", "held out")
         found.append(table(heads, _sources(labels, answers=_reads_answers(made.lineage))))
         if made.counts is not None:
-            found.append(f"Of them {left_out(made.counts)}.")
+            unit = {"sft": "answers", "dpo": "pairs"}.get(str(made.lineage.get("kind")), "prompts")
+            found.append(f"To train on: {left_out(made.counts, unit)}.")
         found.append("Its licences are those of the sources; the labels name none.")
     return found
 
 
-def left_out(counts: Counts) -> str:
+def left_out(counts: Counts, unit: str = "records") -> str:
     """What went in and what came of it, in a line."""
     reasons = ", ".join(f"{number:,} {why}" for why, number in sorted(counts.dropped.items()))
-    said = f"{counts.rows_out:,} of {counts.rows_in:,} were used"
+    said = f"{counts.rows_out:,} of {counts.rows_in:,} {unit} were used"
     return f"{said}; left out: {reasons}" if reasons else said
 
 

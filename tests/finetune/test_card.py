@@ -131,7 +131,7 @@ def test_the_card_tells_of_all_that_is_asked_of_it(labels, run) -> None:
     ):
         at = [i for i in range(len(said)) if said[i : i + len(row)] == row]
         assert at, (row, said)
-    assert "Of them 22 of 24 were used; left out: 2 too-long." in said
+    assert "To train on: 22 of 24 answers were used; left out: 2 too-long." in said
     assert "comparisons" not in said
     assert "90 records were looked through before training. Nothing was found." in said
     assert "serve.abilities" in text

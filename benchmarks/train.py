@@ -2,7 +2,6 @@
 
     python benchmarks/train.py                       # all of it, about 25 minutes on two cores
     python benchmarks/train.py --only sft-4M         # one row, nothing recorded
-    python benchmarks/train.py --profile             # where our time goes, recorded
 
 TRL stands in the `dev` extra, beside the same torch. Needs the shared data (FLYWHEEL_DATA).
 """
@@ -88,7 +87,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=sorted(SIZES))
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--profile", action="store_true", help="of sft-4M and grpo-4M, ours alone")
     parser.add_argument("--side", choices=["ours", "trl"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -96,9 +94,6 @@ def main() -> int:
         work = OURS if options.side == "ours" else TRL
         stage = options.only.partition("-")[0]
         print(json.dumps(dataclasses.asdict(work[stage](Path(options.folder)))))
-        return 0
-    if options.profile:
-        record_table("training-profile", "Where a training step's time goes", profile())
         return 0
     rows: list[Row] = []
     lines = ["| what | ours | TRL | ratio (mark) | of the matrix rate | waiting for data | peak memory | mean loss |",
@@ -196,75 +191,6 @@ def _archive(name: str, wanted: str) -> list[dict[str, str]]:
     with tarfile.open(DATA / f"{name}.tar.xz") as tar:
         member = next(m for m in tar.getmembers() if m.name.endswith(".json"))
         return json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
-
-
-KERNELS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
-    "attention": ("scaled_dot_product",),
-    "copies and casts": ("aten::copy_", "aten::_to_copy", "aten::cat", "aten::index_put"),
-    "AdamW": ("adamw",),
-}
-
-
-def profile() -> str:
-    """Shares of our time by kind of kernel; and for GRPO by what the step is doing."""
-    from torch.profiler import ProfilerActivity, record_function
-    from torch.profiler import profile as recording
-
-    from finetune import rollouts
-
-    lines = [f"| what | {' | '.join(KERNELS)} | the rest of the kernels | Python |",
-             "| --- " * (len(KERNELS) + 3) + "|"]  # fmt: skip
-    notes: list[str] = []
-    sample, score = rollouts.TorchEngine.generate, rollouts.label_log_probs
-
-    def named(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def within(*arguments: Any, **more: Any) -> Any:
-            with record_function(name):
-                return work(*arguments, **more)
-
-        return within
-
-    for name in ("sft-4M", "grpo-4M"):
-        with tempfile.TemporaryDirectory() as folder:
-            prepare(name, Path(folder))
-            work = OURS[name.partition("-")[0]]
-            rollouts.TorchEngine.generate = named("sampling", sample)
-            rollouts.label_log_probs = named("reference", score)
-            try:
-                plain = work(Path(folder)).seconds
-                with recording(activities=[ProfilerActivity.CPU]) as recorded:
-                    seen = work(Path(folder))
-            finally:
-                rollouts.TorchEngine.generate, rollouts.label_log_probs = sample, score
-        kernels = [e for e in recorded.key_averages() if e.key.startswith("aten::")]
-        parts = dict.fromkeys([*KERNELS, "the rest of the kernels"], 0.0)
-        for event in kernels:
-            kind = next((k for k, keys in KERNELS.items() if any(x in event.key for x in keys)),
-                        "the rest of the kernels")  # fmt: skip
-            parts[kind] += event.self_cpu_time_total / 1e6
-        left = max(0.0, seen.seconds - sum(parts.values()))
-        lines.append(f"| {name} | {' | '.join(f'{t / seen.seconds:.0%}' for t in parts.values())} |"
-                     f" {left / seen.seconds:.0%} |")  # fmt: skip
-        notes.append(f"{name}: {plain:.1f} s without the profiler, {seen.seconds:.1f} s with it")
-        phases = {e.key: e for e in recorded.key_averages() if e.key in ("sampling", "reference")}
-        if phases:
-            tokens = RL_STEPS * NEW_TOKENS
-            spent = {key: e.cpu_time_total / 1e6 for key, e in phases.items()}
-            within = [e for e in recorded.events() if e.name == "sampling"]
-            calls = sum(
-                e.name.startswith("aten::") and any(
-                    w.time_range.start <= e.time_range.start < w.time_range.end for w in within
-                )
-                for e in recorded.events()
-            )  # fmt: skip
-            notes[-1] += (
-                f"; sampling {spent['sampling'] / seen.seconds:.0%}, the reference's log-probs"
-                f" {spent['reference'] / seen.seconds:.0%}, the update the rest; a token of"
-                f" {PROMPTS * GROUP} answers takes {spent['sampling'] / tokens * 1e3:.1f} ms and"
-                f" {calls / tokens:,.0f} operations of torch"
-            )
-    return "\n".join([*lines, "", ". ".join(notes) + "."])
 
 
 def matrix_rate() -> float:

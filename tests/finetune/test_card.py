@@ -7,6 +7,7 @@ import re
 import string
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -19,7 +20,6 @@ from finetune.registry import Registry
 from pipeline.core.manifest import Counts, StageOutput
 
 markdown_it = pytest.importorskip("markdown_it", reason="markdown-it-py is not installed")
-HUB = pytest.importorskip("huggingface_hub", reason="it comes with transformers")
 LINEAGE = {
     "kind": "sft",
     "parents": {"base": "b" * 64, "labels": "1" * 64},
@@ -72,7 +72,7 @@ def test_the_front_matter_is_what_hugging_face_reads(kind) -> None:
         "license": "unknown",
         "tags": ["flywheel", kind],
     }
-    data = HUB.ModelCard(text).data
+    data = huggingface_hub.ModelCard(text).data
     assert (data.library_name, data.pipeline_tag, data.tags) == (
         "transformers",
         task,

@@ -192,8 +192,8 @@ def grpo_sum(
     beta: float,
 ) -> Tensor:
     """The policy gradient of tokens that these very log-probs sampled, whose ratio to themselves is
-    1, with a KL term; summed over sampled tokens (Shao et al. 2024, eq. 20 of appendix A.1.6, with
-    token-level normalisation left to the loop)."""
+    1, with a KL term; summed over sampled tokens (Shao et al. 2024, eq. 3, where the policy that
+    sampled is the policy itself; token-level normalisation is left to the loop)."""
     ratio = torch.exp(log_probs_BT - log_probs_BT.detach())
     kl = kl_estimate(log_probs_BT, reference_BT)
     return ((beta * kl - ratio * advantages_BT) * mask_BT).sum()
